@@ -1,0 +1,24 @@
+//! Model families. One file each: its defaults, and its forward pass from top to bottom.
+
+mod decoder;
+mod llama;
+mod qwen2;
+mod qwen3;
+
+use firstdiff_checkpoint::Checkpoint;
+
+use crate::{Error, Program, Settings};
+
+/// A model family.
+#[derive(Debug)]
+pub struct Family {
+    /// What `model_type` says.
+    pub name: &'static str,
+    /// Members users would recognise.
+    pub members: &'static str,
+    /// Writes the forward pass down.
+    pub(crate) build: fn(&Settings, &Checkpoint) -> Result<Program, Error>,
+}
+
+/// Every family.
+pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];

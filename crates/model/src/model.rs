@@ -1,0 +1,91 @@
+//! A checkpoint and the program it is run with.
+
+use firstdiff_checkpoint::{Checkpoint, TensorInfo};
+
+use crate::{Error, FAMILIES, Family, Program, Setting, Settings};
+
+/// A model, ready to execute: every weight the program needs is in the checkpoint, in the right shape.
+#[derive(Debug)]
+pub struct Model {
+    /// The file.
+    pub checkpoint: Checkpoint,
+    /// The family it belongs to.
+    pub family: &'static Family,
+    /// Its forward pass.
+    pub program: Program,
+    /// The configuration values used, and where each came from.
+    pub settings: Vec<Setting>,
+}
+
+/// How the program uses a tensor of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// Read by these operations.
+    Used(Vec<String>),
+    /// Read while the program was built (`rope_freqs`).
+    Folded,
+    /// A copy or buffer that transformers also ignores.
+    Ignored(&'static str),
+    /// Read by nothing: a part of the model may be missing from the program.
+    Unused,
+}
+
+/// A checkpoint tensor and its use.
+#[derive(Debug)]
+pub struct TensorUse<'m> {
+    /// The tensor.
+    pub tensor: &'m TensorInfo,
+    /// What reads it.
+    pub usage: Usage,
+}
+
+impl Model {
+    /// Builds the program of `checkpoint` and checks that every weight is there.
+    ///
+    /// # Errors
+    /// When the family is unknown, the configuration is invalid, or a tensor is missing or has
+    /// another shape.
+    pub fn new(checkpoint: Checkpoint) -> Result<Model, Error> {
+        let model_type = checkpoint.config().model_type()?.to_string();
+        let family = FAMILIES.iter().find(|f| f.name == model_type).ok_or_else(|| Error::UnknownFamily {
+            file: checkpoint.config().file().to_path_buf(),
+            model_type: model_type.clone(),
+            supported: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
+        })?;
+        let settings = Settings::new(checkpoint.config());
+        let program = (family.build)(&settings, &checkpoint)?;
+        let settings = settings.into_seen();
+        for (name, weight) in program.weights() {
+            let file = || checkpoint.path().to_path_buf();
+            match checkpoint.tensor(name) {
+                None => {
+                    return Err(Error::MissingTensor {
+                        file: file(),
+                        name: name.into(),
+                        shape: weight.shape,
+                    });
+                }
+                Some(t) if t.shape != weight.shape => {
+                    let (found, expected) = (t.shape.clone(), weight.shape);
+                    return Err(Error::WrongShape { file: file(), name: name.into(), found, expected });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Model { checkpoint, family, program, settings })
+    }
+
+    /// Every tensor of the checkpoint and what reads it, by name.
+    pub fn tensor_uses(&self) -> Vec<TensorUse<'_>> {
+        let weights = self.program.weights();
+        let usage = |name: &str| match weights.get(name) {
+            Some(weight) => Usage::Used(weight.used_by.clone()),
+            None if name == "rope_freqs.weight" => Usage::Folded,
+            None if name.ends_with("rotary_emb.inv_freq") => {
+                Usage::Ignored("recomputed from the configuration")
+            }
+            None => Usage::Unused,
+        };
+        self.checkpoint.tensors().map(|tensor| TensorUse { tensor, usage: usage(&tensor.name) }).collect()
+    }
+}

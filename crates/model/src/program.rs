@@ -1,0 +1,124 @@
+//! Programs and how they are written down.
+
+use std::collections::BTreeMap;
+
+use crate::ops::OpKind;
+
+/// The output of an operation, by its place in the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Value(pub usize);
+
+/// What an axis of a tap counts. Extents that vary from step to step have no number here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Tokens of the step.
+    Tokens,
+    /// Keys visible to the step, oldest first.
+    Keys,
+    /// Attention heads (query or key/value heads).
+    Heads(usize),
+    /// Channels: hidden, head or vocabulary dimensions.
+    Channels(usize),
+}
+
+/// One operation.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// The tap name of the output.
+    pub tap: String,
+    /// What is computed.
+    pub kind: OpKind,
+    /// Outputs of earlier operations, in the order the kind defines.
+    pub inputs: Vec<Value>,
+    /// Axes of the output.
+    pub axes: Vec<Axis>,
+}
+
+/// A forward pass: operations in the order they are executed.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The operations.
+    pub ops: Vec<Op>,
+    /// Number of token ids.
+    pub vocab: usize,
+}
+
+/// A weight that a program reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightUse {
+    /// Shape, as torch has it.
+    pub shape: Vec<usize>,
+    /// Taps of the operations that read it.
+    pub used_by: Vec<String>,
+}
+
+impl Program {
+    /// The operation whose output has this tap name.
+    pub fn find(&self, tap: &str) -> Option<Value> {
+        self.ops.iter().position(|op| op.tap == tap).map(Value)
+    }
+
+    /// The operation that computes `value`.
+    pub fn op(&self, value: Value) -> &Op {
+        &self.ops[value.0]
+    }
+
+    /// Every weight the program reads, by name.
+    pub fn weights(&self) -> BTreeMap<&str, WeightUse> {
+        let mut uses: BTreeMap<&str, WeightUse> = BTreeMap::new();
+        for op in &self.ops {
+            for (name, shape) in op.kind.weights() {
+                let entry = uses.entry(name).or_insert_with(|| WeightUse { shape, used_by: vec![] });
+                entry.used_by.push(op.tap.clone());
+            }
+        }
+        uses
+    }
+
+    /// For each operation, the last operation that reads its output (itself where none does).
+    pub fn last_uses(&self) -> Vec<usize> {
+        let mut last: Vec<usize> = (0..self.ops.len()).collect();
+        for (i, op) in self.ops.iter().enumerate() {
+            for input in &op.inputs {
+                last[input.0] = i;
+            }
+        }
+        last
+    }
+}
+
+/// Writes a program down, operation by operation.
+#[derive(Debug, Default)]
+pub struct Builder {
+    ops: Vec<Op>,
+    layer: Option<usize>,
+}
+
+impl Builder {
+    /// A program without operations.
+    pub fn new() -> Builder {
+        Builder::default()
+    }
+
+    /// Taps pushed from now on belong to `layer`, or to none.
+    pub fn enter(&mut self, layer: Option<usize>) {
+        self.layer = layer;
+    }
+
+    /// Adds an operation; `tap` is without the layer's prefix.
+    pub fn push(&mut self, tap: &str, kind: impl Into<OpKind>, inputs: &[Value]) -> Value {
+        let tap = match self.layer {
+            Some(layer) => format!("layers.{layer}.{tap}"),
+            None => tap.to_string(),
+        };
+        let kind = kind.into();
+        let axes = kind.axes(inputs.first().map(|v| self.ops[v.0].axes.as_slice()).unwrap_or_default());
+        self.ops.push(Op { tap, kind, inputs: inputs.to_vec(), axes });
+        Value(self.ops.len() - 1)
+    }
+
+    /// The program.
+    pub fn finish(self, vocab: usize) -> Program {
+        Program { ops: self.ops, vocab }
+    }
+}
