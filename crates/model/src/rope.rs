@@ -57,7 +57,7 @@ pub(crate) struct RopeConfig {
 pub(crate) fn read(
     s: &Settings,
     dim: usize,
-    default_theta: f64,
+    max_positions: usize,
     divisors: Option<&[f32]>,
 ) -> Result<RopeConfig, Error> {
     let max_positions = max_positions as f64;

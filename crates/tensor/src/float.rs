@@ -62,36 +62,82 @@ impl Float {
         }
     }
 
-    /// `x` rounded to the nearest value of the format, ties to even, as hardware does.
+    /// `x` rounded to the nearest value of the format, ties to even, as hardware does. Rounded once:
+    /// going from f64 to bf16 by way of f32 would err on the wrong side of some ties.
     pub fn round(self, x: f64) -> f64 {
         match self {
             Float::F64 => x,
             Float::F32 => f64::from(x as f32),
-            Float::F16 => f16::from_f64(x).to_f64(),
-            Float::BF16 => bf16::from_f64(x).to_f64(),
+            Float::F16 | Float::BF16 => {
+                let drop = 53 - self.significand_bits();
+                let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+                if exponent == 1024 {
+                    return x;
+                }
+                if exponent < self.min_exponent() {
+                    let ulp = self.ulp(x);
+                    return (x / ulp).round_ties_even() * ulp;
+                }
+                let odd = (x.to_bits() >> drop) & 1;
+                let half = (1u64 << (drop - 1)) - 1;
+                let rounded = f64::from_bits((x.to_bits() + half + odd) & !((1u64 << drop) - 1));
+                if rounded.abs() > self.max() { f64::INFINITY.copysign(x) } else { rounded }
+            }
+        }
+    }
+
+    /// The largest finite value.
+    fn max(self) -> f64 {
+        match self {
+            Float::F64 => f64::MAX,
+            Float::F32 => f64::from(f32::MAX),
+            Float::F16 => f16::MAX.to_f64(),
+            Float::BF16 => bf16::MAX.to_f64(),
         }
     }
 
     /// The spacing of the format's values at `x`: one unit in the last place.
     pub fn ulp(self, x: f64) -> f64 {
-        if x == 0.0 || !x.is_finite() {
-            return (2f64).powi(self.min_exponent() - self.significand_bits() + 1);
-        }
-        let exponent = (((x.to_bits() >> 52) & 0x7ff) as i32 - 1023).max(self.min_exponent());
-        (2f64).powi(exponent - self.significand_bits() + 1)
+        let exponent = (((x.to_bits() >> 52) & 0x7ff) as i32 - 1023).clamp(self.min_exponent(), 1022);
+        power_of_two(exponent - self.significand_bits() + 1)
     }
 
-    /// `x` rounded to one of its two neighbours in the format, the nearer one more often: up when
-    /// the fraction lost exceeds `dither`, which is to be uniform in 0..1. Unbiased, and twice the
-    /// variance of rounding to nearest.
-    pub fn round_randomly(self, x: f64, dither: f64) -> f64 {
+    /// `x` rounded to one of its two neighbours in the format, the nearer one more often: away from
+    /// zero with the probability of the fraction lost. `random` is to be uniform over all `u64`.
+    /// Unbiased; the expected square of its error is [`Float::rounding_variance`].
+    pub fn round_randomly(self, x: f64, random: u64) -> f64 {
         if self == Float::F64 || !x.is_finite() {
             return x;
         }
+        let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+        if exponent >= self.min_exponent() {
+            // The low bits that the format lacks; a carry out of them moves to the next value.
+            let mask = (1u64 << (53 - self.significand_bits())) - 1;
+            return self.round(f64::from_bits((x.to_bits() + (random & mask)) & !mask));
+        }
         let ulp = self.ulp(x);
-        // A power of two: both the division and the product are exact.
-        self.round((x / ulp + dither).floor() * ulp)
+        let dither = (random >> 32) as f64 * power_of_two(-32);
+        (x / ulp + dither).floor() * ulp
     }
+
+    /// Expected square of the error of [`Float::round_randomly`]: `f (1 - f) ulp^2`, with `f` the
+    /// fraction of an ulp by which `x` exceeds the value below it. Rounding to nearest errs by
+    /// `min(f, 1 - f) ulp`, whose square is never larger: this is an upper bound on what one
+    /// correct rounding can do, element by element.
+    pub fn rounding_variance(self, x: f64) -> f64 {
+        if self == Float::F64 || !x.is_finite() {
+            return 0.0;
+        }
+        let ulp = self.ulp(x);
+        let scaled = x / ulp;
+        let fraction = scaled - scaled.floor();
+        fraction * (1.0 - fraction) * ulp * ulp
+    }
+}
+
+/// `2^exponent`, for exponents from -1074 to 1023.
+fn power_of_two(exponent: i32) -> f64 {
+    if exponent >= -1022 { f64::from_bits(((exponent + 1023) as u64) << 52) } else { (2f64).powi(exponent) }
 }
 
 #[cfg(test)]
@@ -103,23 +149,61 @@ mod tests {
         for format in [Float::F32, Float::F16, Float::BF16] {
             for x in [0.0, 1.0, -1.5, 0.125, 240.0, -3.0 * format.ulp(0.0)] {
                 assert_eq!(format.round(x), x, "{format:?}");
-                for dither in [0.0, 0.3, 0.999] {
-                    assert_eq!(format.round_randomly(x, dither), x, "{format:?}");
+                for random in [0, 1 << 40, u64::MAX / 3, u64::MAX] {
+                    assert_eq!(format.round_randomly(x, random), x, "{format:?}");
                 }
+                assert_eq!(format.rounding_variance(x), 0.0);
             }
         }
     }
 
     #[test]
-    fn random_rounding_is_unbiased_and_picks_a_neighbour() {
-        let x = 1.0 + 0.3 * Float::BF16.ulp(1.0);
-        let n = 1000;
-        let ups = (0..n).filter(|i| {
-            let y = Float::BF16.round_randomly(x, (f64::from(*i) + 0.5) / f64::from(n));
-            assert!(y == 1.0 || y == 1.0 + Float::BF16.ulp(1.0));
-            y > 1.0
-        });
-        assert_eq!(ups.count(), 300);
+    fn random_rounding_is_unbiased_and_its_variance_is_as_stated() {
+        for (format, x) in [
+            (Float::BF16, 1.0 + 0.3 * Float::BF16.ulp(1.0)),
+            (Float::BF16, -(5.0 + 0.3 * Float::BF16.ulp(5.0))),
+            (Float::F32, 1e-3 * 1.000_000_07),
+            (Float::F16, 12.3 * Float::F16.ulp(0.0)),
+        ] {
+            let n = 1u64 << 16;
+            let errors = (0..n).map(|i| format.round_randomly(x, i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) - x);
+            let (sum, square) = errors.fold((0.0, 0.0), |(s, q), e| (s + e, q + e * e));
+            let ulp = format.ulp(x);
+            assert!((sum / n as f64).abs() < 0.01 * ulp, "{format:?} {x}");
+            assert!(
+                (square / n as f64 - format.rounding_variance(x)).abs() < 0.01 * ulp * ulp,
+                "{format:?} {x}"
+            );
+        }
+    }
+
+    #[test]
+    fn rounding_to_nearest_never_errs_more_than_the_variance_says() {
+        for i in 0..10_000u64 {
+            let x = (i as f64 * 0.7).sin() * (10f64).powi((i % 9) as i32 - 6);
+            for format in [Float::F32, Float::F16, Float::BF16] {
+                let error = format.round(x) - x;
+                assert!(error * error <= format.rounding_variance(x) * (1.0 + 1e-9), "{format:?} {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_short_value_rounds_to_itself_and_midpoints_go_to_even() {
+        for bits in 0..=u16::MAX {
+            for (format, x) in
+                [(Float::F16, f16::from_bits(bits).to_f64()), (Float::BF16, bf16::from_bits(bits).to_f64())]
+            {
+                if x.is_finite() {
+                    assert_eq!(format.round(x), x);
+                    assert_eq!(format.round(x + 0.499 * format.ulp(x) * x.signum()), x);
+                }
+            }
+        }
+        let ulp = Float::BF16.ulp(1.0);
+        assert_eq!(Float::BF16.round(1.0 + 0.5 * ulp), 1.0);
+        assert_eq!(Float::BF16.round(1.0 + 1.5 * ulp), 1.0 + 2.0 * ulp);
+        assert_eq!(Float::F16.round(65520.0), f64::INFINITY);
     }
 
     #[test]
