@@ -1,0 +1,390 @@
+"""Records Hugging Face transformers: Llama, Qwen2 / Qwen2.5 and Qwen3 (dense), eager or sdpa attention.
+
+    import firstdiff.transformers
+
+    with firstdiff.transformers.record(model, "my.trace"):
+        model.generate(**inputs, max_new_tokens=16)      # or model(...), with any cache, in any chunks
+
+Every tensor is copied the moment the model produces it, so a buffer that is overwritten later is still seen as it was.
+Only what the model holds is recorded: sdpa shows no scores and no probabilities. Outputs are bit for bit the same with
+recording on. A failure of the recorder is warned about once and ends the recording, never the model's run.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import weakref
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, Callable, Iterable, Iterator, Optional, Union
+
+import torch
+from torch import nn
+
+from . import __version__
+from ._attention import ScoreWatcher, watch
+from ._forward import Forward, is_one_sequence, read_call, rows_of
+from ._session import Selection, Session, Step
+from .trace import Array, Raw, Writer
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+_ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
+_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+
+
+@contextmanager
+def record(
+    model: nn.Module,
+    path: Any,
+    *,
+    taps: Optional[Iterable[str]] = None,
+    attention: bool = True,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+) -> Iterator["Recorder"]:
+    """Writes a trace of every call of `model` inside the `with` block.
+
+    `taps` are globs over tap names (`layers.*.out`, `logits`), None for all. `attention=False` leaves attention
+    functions alone: module outputs only. `overwrite=True` replaces an older trace. `tokenizer` only serves to
+    write the prompt's text into trace.json.
+    """
+    recorder = Recorder(model, path, Selection(taps), attention, overwrite, tokenizer)
+    complete = False
+    try:
+        recorder.attach()
+        yield recorder
+        complete = True
+    finally:
+        recorder.close(complete)
+
+
+class Recorder:
+    """The hooks of one `record` block."""
+
+    def __init__(
+        self, model: Any, path: Any, selection: Selection, attention: bool, overwrite: bool, tokenizer: Any
+    ) -> None:
+        family = getattr(getattr(model, "config", None), "model_type", None)
+        if family not in FAMILIES or not hasattr(getattr(model, "model", None), "layers"):
+            raise TypeError(
+                f"firstdiff.transformers records causal language models of {', '.join(FAMILIES)}; "
+                f"this is {type(model).__name__} ({family})"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.wants = selection.wants
+        self.attention = attention
+        self.implementation = model.config._attn_implementation or "eager"
+        self.session = Session(
+            lambda: Writer(
+                path,
+                producer={"name": "firstdiff.transformers", "version": __version__},
+                overwrite=overwrite,
+                **_describe(model, self.implementation),
+            )
+        )
+        self._undo: list[Callable[[], Any]] = []
+        self._current: Optional[Forward] = None  # the call that runs now
+        self._pending: Optional[Forward] = None  # a finished call whose sampled token is not known yet
+        self._prompt_length: Optional[int] = None  # set while generate runs
+        self._restore_cache: Optional[Callable[[], None]] = None
+        self._next_sequence = 0
+        self._sequences: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    @property
+    def steps(self) -> int:
+        """Steps on disk so far."""
+        return self.session.writer.steps if self.session.writer else 0
+
+    # ---- hooks on and off -------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        if not self.session.alive:
+            return
+        model, config = self.model, self.model.config
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
+        self._output(model.model.embed_tokens, "embed")
+        for index, layer in enumerate(model.model.layers):
+            at = f"layers.{index}."
+            attn, mlp = layer.self_attn, layer.mlp
+            self._output(layer.input_layernorm, at + "attn_norm")
+            for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm"):
+                if hasattr(attn, name):
+                    self._output(getattr(attn, name), at + name)
+            if not self.attention:
+                self._input(attn.o_proj, at + "attn_heads", heads)
+            self._output(attn.o_proj, at + "attn_out")
+            self._input(layer.post_attention_layernorm, at + "attn_resid")
+            self._output(layer.post_attention_layernorm, at + "mlp_norm")
+            self._output(mlp.gate_proj, at + "gate_proj")
+            self._output(mlp.up_proj, at + "up_proj")
+            self._input(mlp.down_proj, at + "mlp_act")
+            self._output(mlp, at + "mlp_out")
+            self._output(layer, at + "out")
+            if self.attention and self.wants(at + "k_rope"):
+                hook = functools.partial(self._watch_cache, kv_heads)
+                self._undo.append(attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._output(model.model.norm, "final_norm")
+        watched = [
+            layer.self_attn
+            for index, layer in enumerate(model.model.layers)
+            if any(self.wants(f"layers.{index}.{tap}") for tap in _ATTENTION_TAPS)
+        ]
+        if self.attention and watched:
+            self._undo.append(watch(self.implementation, watched, self._attend))
+        self._wrap_generate()
+
+    def close(self, complete: bool) -> None:
+        """Puts the model back as it was and ends the trace."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        self._unwatch_cache()
+        self._current = None
+        self.session.guard(self._flush)
+        self.session.close(complete=complete)
+
+    def _output(self, module: nn.Module, tap: str) -> None:
+        if self.wants(tap):
+            hook = lambda _module, _args, out: self._take(tap, out[0] if isinstance(out, tuple) else out)
+            self._undo.append(module.register_forward_hook(hook).remove)
+
+    def _input(self, module: nn.Module, tap: str, heads: Optional[int] = None) -> None:
+        if self.wants(tap):
+            hook = lambda _module, args: self._take(tap, args[0].unflatten(-1, (heads, -1)) if heads else args[0])
+            self._undo.append(module.register_forward_pre_hook(hook).remove)
+
+    # ---- one call of the model --------------------------------------------------------------------------------
+
+    def _begin(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._current = None
+        if self.session.alive and not torch.compiler.is_compiling():
+            self._current = self.session.guard(lambda: self._start(args, kwargs))
+
+    def _start(self, args: tuple, kwargs: dict) -> Optional[Forward]:
+        call = read_call(args, kwargs)
+        if call is None:
+            self.session.fail("the model was called with inputs_embeds; a trace needs token ids")
+            return None
+        if self._pending is not None:
+            if call.continues(self._pending):
+                self._pending.sampled = int(call.token_ids[0, 0])
+            self._flush()
+        call.first_sequence = self._sequences.get(call.cache) if call.past and call.cache is not None else None
+        if call.first_sequence is None:
+            call.first_sequence = self._next_sequence
+            self._next_sequence += call.batch
+        self._remember(call.cache, call)
+        if self.tokenizer is not None and self.steps == 0:
+            ids = call.kept_rows(call.token_ids).tolist()
+            self.session.writer.update(prompt=self.tokenizer.decode(ids))
+        return call
+
+    def _end(self, _module: nn.Module, _args: tuple, _kwargs: dict, output: Any) -> None:
+        """Runs after the model, also after one that raised; then there is no output and no step."""
+        self._unwatch_cache()
+        call, self._current = self._current, None
+        if call is not None and output is not None:
+            self.session.guard(lambda: self._finish(call, output))
+
+    def _finish(self, call: Forward, output: Any) -> None:
+        if self.wants("logits"):
+            logits = getattr(output, "logits", None)
+            logits = output[0] if logits is None and isinstance(output, tuple) else logits
+            if logits is not None:
+                self._keep_logits(call, logits)
+        self._remember(getattr(output, "past_key_values", None), call)
+        if self._prompt_length is None or call.batch > 1 or call.past + call.tokens < self._prompt_length:
+            self._write(call)
+        else:
+            self._pending = call
+
+    def _keep_logits(self, call: Forward, logits: torch.Tensor) -> None:
+        count = logits.shape[1]
+        if count == call.tokens:
+            call.taps["logits"] = _copy(call.kept_rows(logits))
+        elif call.batch > 1:
+            self.session.note("logits of some steps left out: a batch for which the model kept only the last rows")
+        else:
+            rows = call.kept_last_rows(logits, count)
+            if rows.shape[0]:
+                call.taps["logits"] = _copy(rows)
+
+    def _remember(self, cache: Any, call: Forward) -> None:
+        if cache is not None:
+            self._sequences[cache] = call.first_sequence
+
+    def _take(self, tap: str, value: torch.Tensor) -> None:
+        call = self._current
+        if call is not None:
+            self.session.guard(lambda: call.taps.__setitem__(tap, _copy(call.kept_rows(value))))
+
+    # ---- attention --------------------------------------------------------------------------------------------
+
+    def _attend(self, inner: Callable[..., Any], module: Any, query: Any, key: Any, value: Any, *args: Any, **kw: Any):
+        call = self._current
+        if call is None or not self.session.alive:
+            return inner(module, query, key, value, *args, **kw)
+        at = f"layers.{module.layer_idx}."
+        self.session.guard(lambda: self._before_attention(call, at, query, key, value))
+        watch_scores = is_one_sequence(call) and self.implementation != "sdpa" and self.wants(at + "attn_scores")
+        if watch_scores:
+            copy = lambda scores: self.session.guard(lambda: self._square(call, scores))
+            with ScoreWatcher(query, copy) as watcher:
+                result = inner(module, query, key, value, *args, **kw)
+            if watcher.scores is not None:
+                call.taps[at + "attn_scores"] = watcher.scores
+        else:
+            result = inner(module, query, key, value, *args, **kw)
+        self.session.guard(lambda: self._after_attention(call, at, result))
+        return result
+
+    def _before_attention(self, call: Forward, at: str, query: Any, key: Any, value: Any) -> None:
+        if self.wants(at + "q_rope"):
+            self._take(at + "q_rope", query.transpose(1, 2))
+        if self.wants(at + "k_rope") and at + "k_rope" not in call.taps:
+            # no cache took the new keys: they are what attention was given
+            self._take(at + "k_rope", key[:, :, -call.tokens :].transpose(1, 2))
+        for tap, held in (("k_cache", key), ("v_cache", value)):
+            if self.wants(at + tap):
+                if not is_one_sequence(call):
+                    self.session.note(f"{tap} left out: a batch has no single set of visible keys")
+                elif held.shape[2] < call.visible:
+                    self.session.note(f"{tap} left out where a sliding window has dropped keys")
+                else:
+                    call.taps[at + tap] = _copy(call.visible_keys(held[0].transpose(0, 1), axis=0))
+
+    def _after_attention(self, call: Forward, at: str, result: Any) -> None:
+        if self.wants(at + "attn_heads"):
+            self._take(at + "attn_heads", result[0].unflatten(-1, (self.model.config.num_attention_heads, -1))
+                       if result[0].dim() == 3 else result[0])
+        if result[1] is not None and self.wants(at + "attn_probs"):
+            if is_one_sequence(call):
+                probs = self._square(call, result[1])
+                if probs is not None:
+                    call.taps[at + "attn_probs"] = probs
+            else:
+                self.session.note("attn_probs left out: a batch has no single set of visible keys")
+
+    def _square(self, call: Forward, value: torch.Tensor) -> Optional[torch.Tensor]:
+        """[1, H, T, keys] of the engine -> [H, T, visible keys]."""
+        if value.dim() != 4 or value.shape[2] != call.tokens or value.shape[3] < call.visible:
+            return None
+        return _copy(call.visible_keys(call.kept_queries(value[0]), axis=2))
+
+    def _watch_cache(self, kv_heads: int, module: Any, _args: tuple, kwargs: dict) -> None:
+        """Sees the rotated keys on their way into the cache: what comes back out is `k_cache`, and may differ."""
+        cache, call = kwargs.get("past_key_values"), self._current
+        if cache is None or call is None or self._restore_cache is not None or not self.session.alive:
+            return
+        own = vars(cache).get("update") if hasattr(cache, "__dict__") else None
+        original = cache.update
+
+        def update(key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
+            tap = f"layers.{layer_idx}.k_rope"
+            if self._current is call and key_states.shape[1] == kv_heads and self.wants(tap):
+                self._take(tap, key_states.transpose(1, 2))
+            return original(key_states, value_states, layer_idx, *args, **kw)
+
+        def restore() -> None:
+            if own is None:
+                vars(cache).pop("update", None)
+            else:
+                cache.update = own
+
+        def patch() -> None:
+            cache.update = update
+            self._restore_cache = restore
+
+        self.session.guard(patch)
+
+    def _unwatch_cache(self) -> None:
+        if self._restore_cache is not None:
+            self._restore_cache()
+            self._restore_cache = None
+
+    # ---- generate, and writing --------------------------------------------------------------------------------
+
+    def _wrap_generate(self) -> None:
+        """For the token chosen after each step; only generate tells a chosen token from a given one."""
+        model = self.model
+        own = vars(model).get("generate")
+        original = model.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            prompt = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
+            self._prompt_length = prompt.shape[1] if isinstance(prompt, torch.Tensor) and prompt.dim() == 2 else None
+            if self.session.alive:
+                self.session.guard(lambda: self.session.writer.update(sampling=_sampling(model, args, kwargs)))
+                if model.device.type != "cpu":
+                    kwargs.setdefault("disable_compile", True)  # a compiled forward has no hooks
+            result = None
+            try:
+                result = original(*args, **kwargs)
+            finally:
+                self._prompt_length = None
+                self.session.guard(lambda: self._last_of_generate(result))
+            return result
+
+        model.generate = generate
+        self._undo.append(lambda: setattr(model, "generate", own) if own else vars(model).pop("generate", None))
+
+    def _last_of_generate(self, result: Any) -> None:
+        if self._pending is not None:
+            tokens = getattr(result, "sequences", result)
+            after = self._pending.past + self._pending.tokens
+            if isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[1] > after:
+                self._pending.sampled = int(tokens[0, after])
+            self._flush()
+
+    def _flush(self) -> None:
+        call, self._pending = self._pending, None
+        if call is not None:
+            self._write(call)
+
+    def _write(self, call: Forward) -> None:
+        token_ids, positions, sequence = rows_of(call)
+        step = Step(token_ids, positions, sequence if any(sequence) else None, call.sampled)
+        self.session.write(step, {tap: _array(value) for tap, value in call.taps.items()})
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _array(value: torch.Tensor) -> Union[Array, Raw]:
+    if value.dtype == torch.bfloat16:
+        return Raw(value.view(torch.int16).numpy(), "BF16", tuple(value.shape))
+    return value.numpy()
+
+
+def _describe(model: Any, implementation: str) -> dict[str, Any]:
+    weights = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
+    device = model.device
+    autocast = torch.is_autocast_enabled(device.type)
+    activations = _DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
+    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    stop = getattr(model.config, "eos_token_id", None) if stop is None else stop
+    return {
+        "model": {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+                  "family": model.config.model_type},
+        "arithmetic": {"weights": weights, "activations": activations, "kv_cache": activations,
+                       "attention": implementation},
+        "environment": {"python": platform.python_version(), "torch": torch.__version__,
+                        "transformers": version("transformers"), "safetensors": version("safetensors"),
+                        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                        "threads": torch.get_num_threads(), "attn_implementation": implementation},
+        "stop_ids": [] if stop is None else [int(stop)] if isinstance(stop, int) else [int(one) for one in stop],
+    }
+
+
+def _sampling(model: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
+    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams")
+    values = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
