@@ -1,13 +1,29 @@
 //! An opened model.
 
+use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use crate::{Config, Error, Generation, Storage, Tokenizer};
+use memmap2::Mmap;
+
+use crate::gguf::{self, Metadata, permute};
+use crate::{Config, Error, FolderFault, Generation, GgufFault, Storage, Tokenizer};
+use crate::{fingerprint, folder, generation, tokenizer, values};
 
 /// An opened model: a GGUF file, or a folder with `config.json` and safetensors.
+///
+/// The files stay mapped; they must not be changed meanwhile. All methods may be called from several threads.
 #[derive(Debug)]
-pub struct Checkpoint {}
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Config,
+    /// Sorted by name.
+    tensors: Vec<TensorInfo>,
+    parts: Vec<Mmap>,
+    source: Source,
+    tokenizer: OnceLock<Tokenizer>,
+}
 
 /// The kind of file a model was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,8 +34,14 @@ pub enum Format {
     SafeTensors,
 }
 
+#[derive(Debug)]
+enum Source {
+    Gguf(Metadata),
+    Folder,
+}
+
 /// A tensor of a checkpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The name that Hugging Face uses; the file's own name where there is no such.
     pub name: String,
@@ -29,6 +51,18 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How the elements are stored.
     pub storage: Storage,
+    pub(crate) place: Place,
+}
+
+/// Where a tensor's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Which of the checkpoint's files.
+    pub(crate) part: usize,
+    /// Where in it.
+    pub(crate) bytes: Range<usize>,
+    /// Rows per head, where the rows within heads are permuted.
+    pub(crate) permuted_head_dim: Option<usize>,
 }
 
 impl TensorInfo {
@@ -42,16 +76,37 @@ impl TensorInfo {
         self.len() == 0
     }
 
-    /// Elements of one row: the last axis of a tensor with two axes or more, else 1.
-    pub fn row_len(&self) -> usize {
-        if self.shape.len() < 2 { 1 } else { self.shape[self.shape.len() - 1] }
+    /// Bytes in the file.
+    pub fn stored_bytes(&self) -> usize {
+        self.place.bytes.len()
     }
 
-    /// Rows in all: a one-dimensional tensor of n elements has n rows of 1, a scalar one row of 1, and
-    /// a tensor with three axes the product of the first two.
-    pub fn rows(&self) -> usize {
-        if self.shape.len() < 2 { self.len() } else { self.shape[..self.shape.len() - 1].iter().product() }
+    /// Elements of one row: the last axis of a tensor with two axes or more, else 1.
+    pub fn row_len(&self) -> usize {
+        match self.shape.as_slice() {
+            [_, .., last] => *last,
+            _ => 1,
+        }
     }
+
+    /// Rows in all: a one-dimensional tensor of n elements has n rows of 1, a scalar one row of 1, and a
+    /// tensor with three axes has as many rows as the product of the first two.
+    pub fn rows(&self) -> usize {
+        match self.shape.as_slice() {
+            [first @ .., _] if !first.is_empty() => first.iter().product(),
+            _ => self.len(),
+        }
+    }
+}
+
+/// Maps a file into memory.
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let file = File::open(path).map_err(io)?;
+    // SAFETY: the map is only read, as bytes, for which every value is valid. Should another process
+    // change the file meanwhile, values change; should it cut the file, the system ends this process.
+    // Model files are not edited in place, and copying gigabytes would defeat the purpose.
+    unsafe { Mmap::map(&file) }.map_err(io)
 }
 
 impl Checkpoint {
@@ -60,34 +115,80 @@ impl Checkpoint {
     /// # Errors
     /// When there is no model, or it is malformed or unsupported; the error says what to do.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
-        let _ = path;
-        todo!()
+        if path.is_dir() {
+            let folder = folder::open(path)?;
+            return Checkpoint::assemble(path, folder.config, folder.tensors, folder.parts, Source::Folder);
+        }
+        if !path.exists() {
+            return Err(not_found(path));
+        }
+        let part = map_file(path)?;
+        if !part.starts_with(gguf::MAGIC)
+            && let Some(fault) = weights_file(path)
+        {
+            return Err(Error::Folder { path: path.to_path_buf(), fault });
+        }
+        let gguf = gguf::open(path, &part).map_err(|fault| gguf_error(path, fault))?;
+        Checkpoint::assemble(path, gguf.config, gguf.tensors, vec![part], Source::Gguf(gguf.metadata))
+    }
+
+    fn assemble(
+        path: &Path,
+        config: Config,
+        mut tensors: Vec<TensorInfo>,
+        parts: Vec<Mmap>,
+        source: Source,
+    ) -> Result<Checkpoint, Error> {
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(Error::NameClash {
+                path: path.to_path_buf(),
+                name: pair[0].name.clone(),
+                first: pair[0].source_name.clone(),
+                second: pair[1].source_name.clone(),
+            });
+        }
+        let path = path.to_path_buf();
+        Ok(Checkpoint { path, config, tensors, parts, source, tokenizer: OnceLock::new() })
     }
 
     /// The path the model was opened by.
     pub fn path(&self) -> &Path {
-        todo!()
+        &self.path
     }
 
     /// The kind of file.
     pub fn format(&self) -> Format {
-        todo!()
+        match self.source {
+            Source::Gguf(_) => Format::Gguf,
+            Source::Folder => Format::SafeTensors,
+        }
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
-        todo!()
+        &self.config
     }
 
     /// Every tensor, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        [].iter()
+        self.tensors.iter()
     }
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        let _ = name;
-        todo!()
+        let at = self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()?;
+        self.tensors.get(at)
+    }
+
+    /// The stored bytes of a tensor of this checkpoint.
+    pub(crate) fn stored(&self, t: &TensorInfo) -> Result<&[u8], Error> {
+        let bytes = self.parts.get(t.place.part).and_then(|part| part.get(t.place.bytes.clone()));
+        bytes.ok_or_else(|| self.foreign(t))
+    }
+
+    fn foreign(&self, t: &TensorInfo) -> Error {
+        Error::ForeignTensor { tensor: t.name.clone(), path: self.path.clone() }
     }
 
     /// Writes the rows `rows` of a tensor, dequantised, to `out`, which holds `rows.len() * row_len` values.
@@ -95,8 +196,32 @@ impl Checkpoint {
     /// # Errors
     /// When the rows or the length of `out` do not fit the tensor.
     pub fn read_rows(&self, t: &TensorInfo, rows: Range<usize>, out: &mut [f32]) -> Result<(), Error> {
-        let _ = (t, rows, out);
-        todo!()
+        let stored = self.stored(t)?;
+        if rows.start > rows.end || rows.end > t.rows() {
+            return Err(Error::Rows {
+                tensor: t.name.clone(),
+                from: rows.start,
+                to: rows.end,
+                rows: t.rows(),
+            });
+        }
+        let row_len = t.row_len();
+        let wanted = rows.len() * row_len;
+        if out.len() != wanted {
+            return Err(Error::OutputLength { tensor: t.name.clone(), wanted, given: out.len() });
+        }
+        let read = |row: usize, count: usize, out: &mut [f32]| {
+            values::read(t.storage, stored, row * row_len..(row + count) * row_len, out)
+                .ok_or_else(|| self.foreign(t))
+        };
+        let Some(head_dim) = t.place.permuted_head_dim else { return read(rows.start, rows.len(), out) };
+        if row_len == 0 {
+            return Ok(());
+        }
+        for (row, out) in rows.zip(out.chunks_exact_mut(row_len)) {
+            read(permute::stored_row(row, head_dim), 1, out)?;
+        }
+        Ok(())
     }
 
     /// The whole tensor, dequantised.
@@ -104,15 +229,21 @@ impl Checkpoint {
     /// # Errors
     /// When the tensor is not one of this checkpoint.
     pub fn read(&self, t: &TensorInfo) -> Result<Vec<f32>, Error> {
-        let _ = t;
-        todo!()
+        self.stored(t)?;
+        let mut out = vec![0.0; t.len()];
+        self.read_rows(t, 0..t.rows(), &mut out)?;
+        Ok(out)
     }
 
     /// The tensor's values in the mapped file itself, when they are stored as aligned little-endian
     /// binary32 in the order that [`Checkpoint::read`] gives.
     pub fn mapped_f32(&self, t: &TensorInfo) -> Option<&[f32]> {
-        let _ = t;
-        todo!()
+        if t.storage != Storage::F32 || t.place.permuted_head_dim.is_some() || cfg!(target_endian = "big") {
+            return None;
+        }
+        // SAFETY: every bit pattern is a valid f32, and the result borrows the map it lies in.
+        let (before, values, after) = unsafe { self.stored(t).ok()?.align_to::<f32>() };
+        (before.is_empty() && after.is_empty()).then_some(values)
     }
 
     /// The tokenizer; built on the first call.
@@ -120,16 +251,62 @@ impl Checkpoint {
     /// # Errors
     /// When the model has none, or it cannot be used.
     pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        todo!()
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer.clone());
+        }
+        let built = match (&self.source, self.parts.first()) {
+            (Source::Gguf(metadata), Some(file)) => tokenizer::from_gguf(&self.path, metadata, file)?,
+            _ => tokenizer::from_folder(&self.path)?,
+        };
+        Ok(self.tokenizer.get_or_init(|| built).clone())
     }
 
-    /// Stop tokens and the beginning-of-sequence token.
+    /// Stop tokens and the beginning-of-sequence token, by everything that the files declare.
+    ///
+    /// A file that is absent or malformed declares nothing: use [`Checkpoint::tokenizer`] to learn what is
+    /// wrong with it.
     pub fn generation(&self) -> Generation {
-        todo!()
+        match (&self.source, self.parts.first()) {
+            (Source::Gguf(metadata), Some(file)) => generation::from_gguf(metadata, file),
+            _ => generation::from_folder(&self.path, &self.config, self.tokenizer().ok().as_ref()),
+        }
     }
 
-    /// A cheap, stable identity of the weights.
+    /// A cheap, stable identity of the weights: 16 hexadecimal digits.
+    ///
+    /// A 64-bit FNV-1a hash over every tensor's name, shape and format in order of name, and of 64 stored
+    /// bytes each at its start, middle and end. It tells checkpoints apart; it proves nothing to an
+    /// adversary. The same weights in another format have another fingerprint.
     pub fn fingerprint(&self) -> String {
-        todo!()
+        fingerprint::of(self.tensors.iter().filter_map(|t| Some((t, self.stored(t).ok()?))))
+    }
+}
+
+fn gguf_error(path: &Path, fault: GgufFault) -> Error {
+    Error::Gguf { path: path.to_path_buf(), fault }
+}
+
+/// A path that does not exist: a hub name, if it looks like one.
+fn not_found(path: &Path) -> Error {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c))
+    };
+    match path.to_str().and_then(|name| Some((name, name.split_once('/')?))) {
+        Some((name, (owner, model))) if plain(owner) && plain(model) && !name.ends_with(".gguf") => {
+            Error::HubName { name: name.to_owned() }
+        }
+        _ => Error::NotFound { path: path.to_path_buf() },
+    }
+}
+
+/// What to say of a file that is no GGUF file, by its name.
+fn weights_file(path: &Path) -> Option<FolderFault> {
+    let file = path.file_name()?.to_string_lossy().into_owned();
+    match path.extension()?.to_str()? {
+        "safetensors" | "json" => Some(FolderFault::WeightsFile),
+        "bin" | "pt" | "pth" | "ckpt" | "pkl" => Some(FolderFault::Pickle { file }),
+        _ => None,
     }
 }

@@ -17,6 +17,7 @@ mod generation;
 pub mod gguf;
 mod storage;
 mod tokenizer;
+mod values;
 
 pub use checkpoint::{Checkpoint, Format, TensorInfo};
 pub use config::Config;
