@@ -7,6 +7,8 @@ What llama.cpp holds, as measured on its CPU backend:
 
 * `kq-N` is query times key before scaling, padded to a multiple of 256 keys; the softmax node applies the scale.
 * The V cache is transposed unless flash attention is on. With flash attention there are no scores and no probabilities.
+* Products take activations rounded to the weight type's partner (q8_0, q8_1, q8_K, for a cache f16), and add in f32;
+  flash attention adds the values up in f16.
 * From the last layer's attention output on, only the rows whose logits were asked for are computed.
 """
 

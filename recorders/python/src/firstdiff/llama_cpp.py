@@ -26,8 +26,10 @@ from llama_cpp import _internals
 
 from . import __version__, _ggml
 from ._ggml_taps import Evaluation, Node, classify
-from ._session import Selection, Session, Step
+from ._session import RecorderWarning, Selection, Session, Step
 from .trace import Writer
+
+__all__ = ["Recorder", "RecorderWarning", "record"]
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -208,7 +210,7 @@ class Recorder:
         for kind, buffers in now.weights.items():
             self._weights.setdefault(kind, set()).update(buffers)
         if now.flash:
-            self._arithmetic(attention="ggml-flash")
+            self._arithmetic(attention="ggml-flash", attention_accumulate="f16")
         if now.positions[0] == 0:
             self._sequence += 1  # a new prompt: earlier keys are gone
         sequence = max(self._sequence, 0)

@@ -26,6 +26,7 @@ _SIZES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _FROM_NUMPY = {"float64": "F64", "int64": "I64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _STEP_FILE = re.compile(r"step-\d{6,}\.safetensors")
 _TEMPORARY = ".tmp"
+_RESERVED = {"token_ids", "positions", "sequence", "sampled"}
 
 
 class TraceRefused(ValueError):
@@ -143,7 +144,7 @@ class Writer:
                     raise ValueError(f"{name} has {tensors[name].shape[0]} rows, token_ids has {rows}")
         if sampled is not None:
             tensors["sampled"] = np.array([sampled], np.int64)
-        taken = tensors.keys() & taps.keys()
+        taken = _RESERVED & taps.keys()
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: reserved, not a tap")
         file = self.path / f"step-{self.steps:06d}.safetensors"

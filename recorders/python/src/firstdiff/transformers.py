@@ -25,8 +25,10 @@ from torch import nn
 from . import __version__
 from ._attention import ScoreWatcher, watch
 from ._forward import Forward, is_one_sequence, read_call, rows_of
-from ._session import Selection, Session, Step
+from ._session import RecorderWarning, Selection, Session, Step
 from .trace import Array, Raw, Writer
+
+__all__ = ["Recorder", "RecorderWarning", "record"]
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
