@@ -7,8 +7,6 @@ mod header;
 mod metadata;
 mod names;
 pub(crate) mod permute;
-#[cfg(test)]
-mod tests;
 mod types;
 
 pub use header::{Entry, Header};
