@@ -1,1 +1,21 @@
-//! TODO
+//! Holds an engine's trace against its model: replays every operation from the engine's own
+//! values, measures the difference in units of what rounding explains, and finds the first
+//! operation that is wrong.
+
+mod align;
+mod arithmetic;
+mod check;
+mod diff;
+mod error;
+mod finding;
+mod measure;
+mod replay;
+mod tokens;
+
+pub use arithmetic::ArithmeticUse;
+pub use check::{Check, CheckOptions, Coverage, Verdict, check};
+pub use diff::{Diff, DiffRow, diff};
+pub use error::Error;
+pub use finding::{Finding, Sizes};
+pub use measure::{Group, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use tokens::{TokenKind, Tokens};

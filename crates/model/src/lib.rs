@@ -16,6 +16,6 @@ pub use error::Error;
 pub use families::{FAMILIES, Family};
 pub use model::{Model, TensorUse, Usage};
 pub use ops::OpKind;
-pub use program::{Axis, Builder, Op, Program, Value, WeightUse};
+pub use program::{Axis, Builder, Op, Program, Value, WeightUse, extents};
 pub use rope::RopeFrequencies;
 pub use settings::{Setting, Settings};

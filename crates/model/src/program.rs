@@ -21,6 +21,16 @@ pub enum Axis {
     Channels(usize),
 }
 
+/// The extents of `axes` in a step of so many tokens, with so many keys visible.
+pub fn extents(axes: &[Axis], tokens: usize, keys: usize) -> Vec<usize> {
+    let extent = |axis: &Axis| match *axis {
+        Axis::Tokens => tokens,
+        Axis::Keys => keys,
+        Axis::Heads(n) | Axis::Channels(n) => n,
+    };
+    axes.iter().map(extent).collect()
+}
+
 /// One operation.
 #[derive(Clone, Debug)]
 pub struct Op {

@@ -1,1 +1,11 @@
-//! TODO
+//! Wording and layout of results: pure functions from a result to text. Results are data; what is
+//! said about them is said here and nowhere else.
+
+mod check_text;
+mod diff_text;
+pub mod json;
+mod number;
+
+pub use check_text::check_text;
+pub use diff_text::diff_text;
+pub use number::{bytes, count, short};

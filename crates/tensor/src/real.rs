@@ -28,6 +28,8 @@ pub trait Real:
     fn from_f64(x: f64) -> Self;
     /// The same value (both types hold every `f32`).
     fn from_f32(x: f32) -> Self;
+    /// The same values; those of `f32` are used where they lie, others are put into `buffer`.
+    fn from_f32_slice<'a>(values: &'a [f32], buffer: &'a mut Vec<Self>) -> &'a [Self];
     /// The same value as `f64`.
     fn to_f64(self) -> f64;
     /// The nearest `f32`.
@@ -45,7 +47,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident) => {
+    ($t:ident, $from_slice:item) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -56,6 +58,7 @@ macro_rules! real {
             fn from_f32(x: f32) -> Self {
                 $t::from(x)
             }
+            $from_slice
             fn to_f64(self) -> f64 {
                 f64::from(self)
             }
@@ -81,5 +84,17 @@ macro_rules! real {
     };
 }
 
-real!(f32);
-real!(f64);
+real!(
+    f32,
+    fn from_f32_slice<'a>(values: &'a [f32], _buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        values
+    }
+);
+real!(
+    f64,
+    fn from_f32_slice<'a>(values: &'a [f32], buffer: &'a mut Vec<f64>) -> &'a [f64] {
+        buffer.clear();
+        buffer.extend(values.iter().map(|&x| f64::from(x)));
+        buffer
+    }
+);

@@ -1,0 +1,17 @@
+use anyhow::Result;
+use clap::{Args as ClapArgs, CommandFactory as _};
+
+use crate::args::Args;
+use crate::exit::Exit;
+
+/// Print a completion script for a shell.
+#[derive(Debug, ClapArgs)]
+pub struct Completions {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+pub fn run(c: &Completions) -> Result<Exit> {
+    clap_complete::generate(c.shell, &mut Args::command(), "firstdiff", &mut std::io::stdout());
+    Ok(Exit::Agrees)
+}

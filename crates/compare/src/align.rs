@@ -1,0 +1,193 @@
+//! Which recorded values belong to which operations, in which shape.
+
+use firstdiff_model::{Axis, OpKind, Program, extents};
+use firstdiff_tensor::{Real, Tensor};
+use firstdiff_trace::{Step, Trace, tap};
+
+use crate::Error;
+
+/// How a recorded tensor is brought to the axes of its operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// Axis order to apply, where the engine wrote the axes in another one.
+    pub permute: Option<Vec<usize>>,
+    /// The stored shape with merged axes split, before the permutation.
+    pub grouped: Vec<usize>,
+}
+
+/// The recorded values of a trace, placed on a program.
+#[derive(Debug, Default)]
+pub(crate) struct Alignment {
+    /// For each step, for each operation, how its recorded value is read.
+    pub placements: Vec<Vec<Option<Placement>>>,
+    /// Recorded names that no operation has.
+    pub unknown: Vec<String>,
+    /// Taps whose axes were given in another order.
+    pub permuted: Vec<String>,
+}
+
+impl Alignment {
+    pub fn new(trace: &Trace, program: &Program) -> Result<Alignment, Error> {
+        let layers = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |l| l + 1);
+        let last_cache = program.ops.iter().rposition(|op| matches!(op.kind, OpKind::Cache(_))).unwrap_or(0);
+        let mut alignment = Alignment::default();
+        let mut keys = 0;
+        for step in &trace.steps {
+            keys += step.rows();
+            for name in step.taps().keys() {
+                if tap::split(name).0.is_some_and(|layer| layer >= layers) {
+                    return Err(Error::Layer { file: step.path().into(), tap: name.clone(), layers });
+                }
+                let pattern = tap::pattern(name);
+                if program.find(name).is_none() && !alignment.unknown.contains(&pattern) {
+                    alignment.unknown.push(pattern);
+                }
+            }
+            let mut placed = Vec::with_capacity(program.ops.len());
+            for (index, op) in program.ops.iter().enumerate() {
+                let Some(info) = step.taps().get(&op.tap) else {
+                    placed.push(None);
+                    continue;
+                };
+                let fewer_rows = index > last_cache;
+                let Some(placement) = place(&info.shape, &op.axes, step.rows(), keys, fewer_rows) else {
+                    return Err(Error::Shape {
+                        file: step.path().into(),
+                        tap: op.tap.clone(),
+                        found: info.shape.clone(),
+                        expected: extents(&op.axes, step.rows(), keys),
+                    });
+                };
+                let pattern = tap::pattern(&op.tap);
+                if placement.permute.is_some() && !alignment.permuted.contains(&pattern) {
+                    alignment.permuted.push(pattern);
+                }
+                placed.push(Some(placement));
+            }
+            alignment.placements.push(placed);
+        }
+        Ok(alignment)
+    }
+
+    /// Reads a recorded value in its operation's axes.
+    pub fn read<T: Real>(
+        &self,
+        step: usize,
+        op: usize,
+        name: &str,
+        file: &Step,
+    ) -> Result<Option<Tensor<T>>, Error> {
+        let Some(placement) = &self.placements[step][op] else { return Ok(None) };
+        let Some(tensor) = file.read::<T>(name)? else { return Ok(None) };
+        let shape = tensor.shape().to_vec();
+        let tensor = tensor.reshape(placement.grouped.clone()).map_err(|_| Error::Shape {
+            file: file.path().into(),
+            tap: name.into(),
+            found: shape,
+            expected: placement.grouped.clone(),
+        })?;
+        Ok(Some(match &placement.permute {
+            Some(order) => tensor.permute(order),
+            None => tensor,
+        }))
+    }
+}
+
+/// Finds how `found` holds the axes: as they are, with adjacent ones merged or extents of 1 added,
+/// with only the last rows or keys, or in another order.
+fn place(found: &[usize], axes: &[Axis], tokens: usize, keys: usize, fewer_rows: bool) -> Option<Placement> {
+    let squeezed: Vec<usize> = found.iter().copied().filter(|&d| d != 1).collect();
+    let fits = |shape: &[usize]| {
+        let mut wanted = shape.iter().copied().filter(|&d| d != 1).peekable();
+        // Each stored extent must be a product of consecutive wanted ones.
+        for &have in &squeezed {
+            let mut product = 1usize;
+            while product < have {
+                product = product.checked_mul(wanted.next()?)?;
+            }
+            if product != have {
+                return None;
+            }
+        }
+        wanted.peek().is_none().then(|| shape.to_vec())
+    };
+    let full = extents(axes, tokens, keys);
+    if let Some(grouped) = fits(&full) {
+        return Some(Placement { permute: None, grouped });
+    }
+    let count: usize = found.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+    // Only the last rows, or only the last keys: the element count tells how many.
+    let partial = |tokens: usize, keys: usize| fits(&extents(axes, tokens, keys));
+    let one_row: usize = extents(axes, 1, keys).iter().product();
+    let has = |axis: Axis| axes.contains(&axis);
+    if has(Axis::Keys) {
+        let one_key: usize = extents(axes, tokens, 1).iter().product();
+        let fewer = count.checked_div(one_key)?;
+        if (1..keys).contains(&fewer)
+            && let Some(grouped) = partial(tokens, fewer)
+        {
+            return Some(Placement { permute: None, grouped });
+        }
+    } else if fewer_rows && has(Axis::Tokens) {
+        let fewer = count.checked_div(one_row)?;
+        if (1..tokens).contains(&fewer)
+            && let Some(grouped) = partial(fewer, keys)
+        {
+            return Some(Placement { permute: None, grouped });
+        }
+    }
+    permutations(full.len()).into_iter().find_map(|order| {
+        let stored: Vec<usize> = order.iter().map(|&a| full[a]).collect();
+        let mut back = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(i, &a)| back[a] = i);
+        fits(&stored).map(|grouped| Placement { permute: Some(back), grouped })
+    })
+}
+
+/// All orders of `n` axes but the plain one; programs have at most three.
+fn permutations(n: usize) -> Vec<Vec<usize>> {
+    match n {
+        2 => vec![vec![1, 0]],
+        3 => vec![vec![1, 0, 2], vec![0, 2, 1], vec![1, 2, 0], vec![2, 0, 1], vec![2, 1, 0]],
+        _ => vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUERIES: [Axis; 3] = [Axis::Tokens, Axis::Heads(4), Axis::Channels(8)];
+    const SCORES: [Axis; 3] = [Axis::Heads(4), Axis::Tokens, Axis::Keys];
+
+    fn permute(found: &[usize], axes: &[Axis]) -> Option<Option<Vec<usize>>> {
+        place(found, axes, 5, 7, true).map(|p| p.permute)
+    }
+
+    #[test]
+    fn the_same_axes_in_another_grouping_are_taken_silently() {
+        for found in [&[5, 4, 8][..], &[5, 32], &[1, 5, 4, 8], &[20, 8]] {
+            assert_eq!(permute(found, &QUERIES), Some(None), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn another_order_of_axes_is_found() {
+        assert_eq!(permute(&[4, 5, 8], &QUERIES), Some(Some(vec![1, 0, 2])));
+        assert_eq!(permute(&[5, 4, 7], &SCORES), Some(Some(vec![1, 0, 2])));
+    }
+
+    #[test]
+    fn the_last_rows_or_keys_alone_are_accepted() {
+        assert_eq!(place(&[2, 32], &QUERIES, 5, 7, true).unwrap().grouped, [2, 4, 8]);
+        assert_eq!(place(&[2, 32], &QUERIES, 5, 7, false), None);
+        assert_eq!(place(&[4, 5, 6], &SCORES, 5, 7, false).unwrap().grouped, [4, 5, 6]);
+    }
+
+    #[test]
+    fn other_shapes_are_refused() {
+        for found in [&[5, 33][..], &[6, 32], &[5, 4, 4, 4], &[0], &[]] {
+            assert_eq!(permute(found, &QUERIES), None, "{found:?}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The verdict on a trace.
+
+use std::collections::BTreeSet;
+
+use firstdiff_model::Model;
+use firstdiff_reference::{Arithmetic, Executor, KeyValues, StepInput, Weights};
+use firstdiff_trace::{Trace, tap};
+use serde::Serialize;
+
+use crate::Error;
+use crate::align::Alignment;
+use crate::arithmetic::{self, ArithmeticUse};
+use crate::finding::{Finding, findings};
+use crate::measure::Measured;
+use crate::replay::{Judged, Replay, input};
+use crate::tokens::{self, TokenKind, Tokens};
+
+/// The outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Everything compared is what rounding explains.
+    Agrees,
+    /// Something is not.
+    Diverges,
+    /// Too little was recorded to say.
+    Unmeasured,
+}
+
+/// What was compared.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Coverage {
+    /// Forward calls.
+    pub steps: usize,
+    /// Recorded values compared.
+    pub taps: usize,
+    /// Their elements.
+    pub elements: usize,
+    /// Operations of which nothing was recorded.
+    pub missing: Vec<String>,
+    /// Recorded names that the model does not have.
+    pub unknown: Vec<String>,
+}
+
+/// The result of a check.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What it rests on.
+    pub coverage: Coverage,
+    /// The arithmetic it rests on.
+    pub arithmetic: ArithmeticUse,
+    /// What is wrong, in order of execution.
+    pub findings: Vec<Finding>,
+    /// The tokens chosen.
+    pub tokens: Option<Tokens>,
+    /// The tap nearest to being wrong, and how near: 1 is the threshold.
+    pub closest: Option<(String, f64)>,
+    /// What else a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// How to check.
+#[derive(Clone)]
+pub struct CheckOptions<'a> {
+    /// The arithmetic, instead of the declared or inferred one.
+    pub arithmetic: Option<Arithmetic>,
+    /// Bytes of dequantised weights to keep.
+    pub memory: usize,
+    /// Random executions for the noise of inner values.
+    pub lanes: usize,
+    /// Called with operations done and to do.
+    pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
+}
+
+/// Checks `trace` against `model`.
+///
+/// # Errors
+/// When the trace is of another model or cannot be read.
+pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Check, Error> {
+    same_model(trace, model)?;
+    let alignment = Alignment::new(trace, &model.program)?;
+    let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
+    let (mut arithmetic, mut used) = match &options.arithmetic {
+        Some(given) => {
+            let why = "given on the command line".to_string();
+            (given.clone(), ArithmeticUse { profile: given.name.clone(), declared: true, why })
+        }
+        None => arithmetic::resolve(trace)?,
+    };
+    let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
+    let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
+    if !used.declared && quantised && wrong(&judged) > 0 {
+        // The next dearer profile for a quantised file; taken only if it explains most of the rest.
+        let ggml = Arithmetic::ggml();
+        let again = replay(trace, model, &alignment, &steps, &ggml, options)?;
+        if 2 * wrong(&again) < wrong(&judged) {
+            used.why = format!(
+                "not declared; {} leaves {} of {} values unexplained, ggml's 8-bit blocks leave {}",
+                used.profile,
+                wrong(&judged),
+                judged.len(),
+                wrong(&again)
+            );
+            used.profile = ggml.name.clone();
+            (arithmetic, judged) = (ggml, again);
+        }
+    }
+
+    let findings = findings(&judged, &model.program, trace, &alignment);
+    let coverage = coverage(trace, model, &alignment, &judged);
+    let tokens = if coverage.taps == 0 {
+        None
+    } else {
+        let total = model.program.ops.len();
+        let report = options.progress.map(|p| move |done: usize| p(total + done, 2 * total));
+        let report = report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync));
+        tokens::compare(trace, model, &arithmetic, options.lanes, report)?
+    };
+    let diverged = tokens.as_ref().is_some_and(|t| t.kind == Some(TokenKind::Divergence));
+    let verdict = if coverage.taps == 0 {
+        Verdict::Unmeasured
+    } else if findings.is_empty() && !diverged {
+        Verdict::Agrees
+    } else {
+        Verdict::Diverges
+    };
+    let closest = judged
+        .iter()
+        .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
+        .max_by(|a, b| a.1.total_cmp(&b.1));
+    let notes = notes(trace, &alignment, &coverage, &findings, diverged);
+    Ok(Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes })
+}
+
+fn replay(
+    trace: &Trace,
+    model: &Model,
+    alignment: &Alignment,
+    steps: &[StepInput],
+    arithmetic: &Arithmetic,
+    options: &CheckOptions,
+) -> Result<Vec<Judged>, Error> {
+    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory);
+    let total = model.program.ops.len();
+    let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
+    let executor = Executor {
+        program: &model.program,
+        weights: &weights,
+        arithmetic: Some(arithmetic),
+        lanes: options.lanes,
+        progress: report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync)),
+    };
+    let mut replay = Replay::new(trace, &model.program, alignment);
+    let outcome = executor.execute(steps, &mut KeyValues::new(total), &mut replay);
+    match (replay.failed, outcome) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(())) => Ok(replay.judged),
+    }
+}
+
+fn wrong(judged: &[Judged]) -> usize {
+    judged.iter().filter(|j| Measured::is_wrong(&j.measured)).count()
+}
+
+/// Refuses a trace that names another model.
+fn same_model(trace: &Trace, model: &Model) -> Result<(), Error> {
+    let Some(spec) = &trace.manifest.model else { return Ok(()) };
+    let differ = |key, trace_says: &str, model_is: String| Error::OtherModel {
+        file: trace.path().join("trace.json"),
+        key,
+        trace: trace_says.to_string(),
+        model: model_is,
+    };
+    if let Some(family) = &spec.family
+        && family != model.family.name
+    {
+        return Err(differ("family", family, model.family.name.to_string()));
+    }
+    if let Some(fingerprint) = &spec.fingerprint {
+        let ours = model.checkpoint.fingerprint();
+        if *fingerprint != ours {
+            return Err(differ("fingerprint", fingerprint, ours));
+        }
+    }
+    Ok(())
+}
+
+fn coverage(trace: &Trace, model: &Model, alignment: &Alignment, judged: &[Judged]) -> Coverage {
+    let recorded: BTreeSet<String> =
+        judged.iter().map(|j| tap::pattern(&model.program.ops[j.op].tap)).collect();
+    let mut missing = Vec::new();
+    for op in &model.program.ops {
+        let pattern = tap::pattern(&op.tap);
+        if !recorded.contains(&pattern) && !missing.contains(&pattern) {
+            missing.push(pattern);
+        }
+    }
+    Coverage {
+        steps: trace.steps.len(),
+        taps: judged.len(),
+        elements: judged.iter().map(|j| j.measured.elements).sum(),
+        missing,
+        unknown: alignment.unknown.clone(),
+    }
+}
+
+fn notes(
+    trace: &Trace,
+    alignment: &Alignment,
+    coverage: &Coverage,
+    findings: &[Finding],
+    diverged: bool,
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    if trace.manifest.complete == Some(false) {
+        notes.push(
+            "the recording was not closed: the engine stopped, or still runs; whole steps only are judged"
+                .into(),
+        );
+    }
+    for tap in &alignment.permuted {
+        notes.push(format!(
+            "{tap} was recorded with its axes in another order; compared in docs/TRACE.md's order"
+        ));
+    }
+    if coverage.taps == 0 {
+        notes.push("no recorded value could be compared; record `logits` next, then `layers.*.out`".into());
+    }
+    if diverged && findings.is_empty() {
+        notes.push(
+            "every recorded value follows from the ones before it, yet another token was chosen: \
+             look at sampling, or at operations that were not recorded"
+                .into(),
+        );
+    }
+    notes
+}

@@ -1,0 +1,77 @@
+//! What keeps a trace from being compared.
+
+use std::path::PathBuf;
+
+/// A trace and a model that cannot be held against each other.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The trace could not be read.
+    #[error(transparent)]
+    Trace(#[from] firstdiff_trace::Error),
+    /// The model could not be executed.
+    #[error(transparent)]
+    Reference(#[from] firstdiff_reference::Error),
+    /// A recorded value has a shape that the model's operation cannot have.
+    #[error(
+        "{file}: tap '{tap}' has shape {found:?} where this model has {expected:?}; \
+         is the trace of this model? (tap names and axes are in docs/TRACE.md)"
+    )]
+    Shape {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape the program gives it.
+        expected: Vec<usize>,
+    },
+    /// A tap of a layer the model does not have.
+    #[error(
+        "{file}: tap '{tap}' belongs to a layer that the model does not have (it has {layers}); the trace is of another model"
+    )]
+    Layer {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// The trace names another model.
+    #[error(
+        "{file}: the trace was recorded from {key} '{trace}', the model given is '{model}'; give the model it was recorded from"
+    )]
+    OtherModel {
+        /// The manifest.
+        file: PathBuf,
+        /// What differs: `family` or `fingerprint`.
+        key: &'static str,
+        /// What the trace says.
+        trace: String,
+        /// What the model is.
+        model: String,
+    },
+    /// An arithmetic that is not known.
+    #[error(
+        "{file}: arithmetic '{key}' is '{value}'; known are {known}. Correct trace.json, or give --arithmetic"
+    )]
+    Arithmetic {
+        /// The manifest.
+        file: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be understood.
+        known: &'static str,
+    },
+    /// Both traces must be of the same tokens.
+    #[error("step {step}: the traces hold different tokens; record both on the same tokens ({reason})")]
+    Tokens {
+        /// The step.
+        step: usize,
+        /// The first difference.
+        reason: String,
+    },
+}

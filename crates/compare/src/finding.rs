@@ -1,0 +1,246 @@
+//! From wrong taps to findings: one bug is one finding.
+
+use std::collections::BTreeSet;
+
+use firstdiff_model::{Op, Program};
+use firstdiff_trace::{Trace, tap};
+use serde::Serialize;
+
+use crate::align::Alignment;
+use crate::measure::{MAX_RATIO, Measured, THRESHOLDS};
+use crate::replay::Judged;
+
+/// Norms of an error.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sizes {
+    /// Euclidean norm relative to the exact value's.
+    pub rel_l2: f64,
+    /// Largest element.
+    pub max_abs: f64,
+    /// Cosine between engine and reference.
+    pub cosine: f64,
+}
+
+/// What rounding explains.
+#[derive(Clone, Debug, Serialize)]
+pub struct Floor {
+    /// Euclidean norm relative to the exact value's.
+    pub rel_l2: f64,
+}
+
+/// An operation that is wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// The first step in which it is.
+    pub step: usize,
+    /// The first wrong tap.
+    pub tap: String,
+    /// The operation that computes it.
+    pub op: &'static str,
+    /// Layers in which it is wrong.
+    pub layers: Vec<usize>,
+    /// Last tap that is right, first that is wrong; `token_ids` where nothing before was recorded.
+    pub segment: [String; 2],
+    /// Every recorded tap that the replay started from.
+    pub inputs: Vec<String>,
+    /// Operations between them, the wrong tap's own last.
+    pub operations: Vec<String>,
+    /// Taps of the same operation that are wrong in the same layers and steps.
+    pub taps: Vec<String>,
+    /// Steps in which it is wrong.
+    pub steps: Vec<usize>,
+    /// Which heads and tokens.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// The error.
+    pub error: Sizes,
+    /// What rounding explains of it.
+    pub noise: Floor,
+    /// Error in units of the noise floor; at most 1e9.
+    pub ratio: f64,
+    /// The common scale factor, where that is what gave it away.
+    pub scale: Option<f64>,
+    /// The cause, once known.
+    pub cause: Option<serde_json::Value>,
+    /// Hypotheses that do not explain it.
+    pub rejected: Vec<serde_json::Value>,
+}
+
+/// Groups what is wrong, in order of execution.
+pub(crate) fn findings(
+    judged: &[Judged],
+    program: &Program,
+    trace: &Trace,
+    alignment: &Alignment,
+) -> Vec<Finding> {
+    let mut wrong: Vec<&Judged> = judged.iter().filter(|j| j.measured.is_wrong()).collect();
+    wrong.sort_by_key(|j| (j.step, j.op));
+    let mut found: Vec<Finding> = Vec::new();
+    for j in wrong {
+        let op = &program.ops[j.op];
+        let layer = tap::split(&op.tap).0;
+        let pattern = tap::pattern(&op.tap);
+        let same = found.iter_mut().find(|f| tap::pattern(&f.tap) == pattern);
+        match same {
+            Some(finding) => {
+                finding.layers.extend(layer.filter(|l| !finding.layers.contains(l)));
+                finding.layers.sort_unstable();
+                if !finding.steps.contains(&j.step) {
+                    finding.steps.push(j.step);
+                }
+            }
+            None => found.push(first(j, op, program, trace, alignment)),
+        }
+    }
+    merge(found)
+}
+
+/// Joins findings of one kind of operation in the same layers and steps: queries and keys rotated
+/// alike are one bug.
+fn merge(found: Vec<Finding>) -> Vec<Finding> {
+    let mut merged: Vec<Finding> = Vec::new();
+    for finding in found {
+        let twin = merged.iter_mut().find(|m| {
+            m.op == finding.op
+                && m.layers == finding.layers
+                && m.steps == finding.steps
+                && !m.layers.is_empty()
+                && siblings(&m.tap, &finding.tap)
+        });
+        match twin {
+            Some(twin) => twin.taps.push(finding.tap),
+            None => merged.push(finding),
+        }
+    }
+    merged
+}
+
+/// Taps computed side by side: `q_…`, `k_…`, `v_…`, or `gate_…` and `up_…`.
+fn siblings(a: &str, b: &str) -> bool {
+    let stem = |name: &str| {
+        let (_, name) = tap::split(name);
+        name.split_once('_').map(|(head, rest)| match head {
+            "q" | "k" | "v" => format!("qkv_{rest}"),
+            "gate" | "up" => format!("ffn_{rest}"),
+            _ => name.to_string(),
+        })
+    };
+    stem(a).is_some() && stem(a) == stem(b)
+}
+
+fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alignment) -> Finding {
+    let m = &j.measured;
+    let (inputs, between) = sources(j, program, alignment);
+    let from = inputs.last().cloned().unwrap_or_else(|| "token_ids".into());
+    let by_scale = m.ratio <= THRESHOLDS.whole && m.scale_sigmas > THRESHOLDS.scale;
+    Finding {
+        step: j.step,
+        tap: op.tap.clone(),
+        op: op.kind.name(),
+        layers: tap::split(&op.tap).0.into_iter().collect(),
+        segment: [from, op.tap.clone()],
+        inputs,
+        operations: between,
+        taps: vec![op.tap.clone()],
+        steps: vec![j.step],
+        place: place(m, &trace.steps[j.step].positions),
+        error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine },
+        noise: Floor { rel_l2: m.noise_rel_l2 },
+        ratio: m.ratio.min(MAX_RATIO),
+        scale: by_scale.then_some(1.0 + m.scale),
+        cause: None,
+        rejected: vec![],
+    }
+}
+
+/// The recorded taps that a value was replayed from, in program order, and the operations executed.
+fn sources(j: &Judged, program: &Program, alignment: &Alignment) -> (Vec<String>, Vec<String>) {
+    let (mut taps, mut operations) = (BTreeSet::new(), BTreeSet::from([j.op]));
+    let mut pending: Vec<usize> = program.ops[j.op].inputs.iter().map(|v| v.0).collect();
+    while let Some(op) = pending.pop() {
+        if alignment.placements[j.step][op].is_some() {
+            taps.insert(op);
+        } else if operations.insert(op) {
+            pending.extend(program.ops[op].inputs.iter().map(|v| v.0));
+        }
+    }
+    let names = |ops: BTreeSet<usize>| ops.into_iter().map(|o| program.ops[o].tap.clone()).collect();
+    (names(taps), names(operations))
+}
+
+/// Which heads and tokens are wrong, in words.
+fn place(m: &Measured, positions: &[i64]) -> String {
+    if m.non_finite > 0 {
+        return format!("{} of {} elements are not finite", m.non_finite, m.elements);
+    }
+    let (tokens, heads) = m.wrong_parts();
+    let positions = &positions[positions.len().saturating_sub(tokens.len())..];
+    let mut words = Vec::new();
+    if !heads.is_empty() {
+        words.push(describe("head", &heads, &|i| i as i64));
+    }
+    if !tokens.is_empty() {
+        words.push(describe("token", &tokens, &|i| positions.get(i).copied().unwrap_or(i as i64)));
+    }
+    if tokens.iter().chain(&heads).all(|wrong| !wrong) {
+        return "spread thinly over all of it".into();
+    }
+    words.join(", ")
+}
+
+/// `all heads`, `head 3 of 9`, `tokens 1..31; token 0 agrees`.
+fn describe(what: &str, wrong: &[bool], number: &dyn Fn(usize) -> i64) -> String {
+    let list =
+        |value: bool| ranges(wrong.iter().enumerate().filter(|(_, w)| **w == value).map(|(i, _)| number(i)));
+    let (bad, good) = (list(true), list(false));
+    let plural = |n: usize| if n == 1 { "" } else { "s" };
+    let count = wrong.iter().filter(|w| **w).count();
+    match count {
+        0 => format!("no {what} alone"),
+        n if n == wrong.len() && n == 1 => format!("{what} {bad}"),
+        n if n == wrong.len() => format!("all {what}s"),
+        n if wrong.len() - n <= 3 => {
+            let agree = if wrong.len() - n == 1 { "agrees" } else { "agree" };
+            format!("{what}s {bad}; {what}{} {good} {agree}", plural(wrong.len() - n))
+        }
+        n => format!("{what}{} {bad} of {}", plural(n), wrong.len()),
+    }
+}
+
+/// `1..3, 7`: runs of consecutive numbers; long lists are cut.
+fn ranges(numbers: impl Iterator<Item = i64>) -> String {
+    let mut runs: Vec<(i64, i64)> = Vec::new();
+    for n in numbers {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == n => *end = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let shown: Vec<String> =
+        runs.iter().take(6).map(|&(a, b)| if a == b { a.to_string() } else { format!("{a}..{b}") }).collect();
+    let more = if runs.len() > 6 { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_read_like_sentences() {
+        let id = |i: usize| i as i64;
+        assert_eq!(describe("token", &[false, true, true], &id), "tokens 1..2; token 0 agrees");
+        assert_eq!(describe("head", &[true, true], &id), "all heads");
+        assert_eq!(describe("head", &[false, false, false, true, false], &id), "head 3 of 5");
+        assert_eq!(describe("token", &[true], &|_| 41), "token 41");
+    }
+
+    #[test]
+    fn taps_side_by_side_are_siblings_and_others_are_not() {
+        assert!(siblings("layers.0.q_rope", "layers.0.k_rope"));
+        assert!(siblings("layers.0.gate_proj", "layers.0.up_proj"));
+        assert!(!siblings("layers.0.q_rope", "layers.0.q_proj"));
+        assert!(!siblings("layers.0.v_proj", "layers.0.up_proj"));
+        assert!(!siblings("logits", "logits"));
+    }
+}

@@ -1,0 +1,143 @@
+//! Local replay: the trace's values override the reference's, and each is measured on the way.
+
+use firstdiff_model::{OpKind, Program};
+use firstdiff_reference::{Computed, Noise, StepInput, Taps};
+use firstdiff_tensor::Tensor;
+use firstdiff_trace::{Step, Trace};
+
+use crate::Error;
+use crate::align::Alignment;
+use crate::measure::Measured;
+
+/// A measured tap.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub step: usize,
+    pub op: usize,
+    pub measured: Measured,
+}
+
+/// A trace as recorded values of a program.
+pub(crate) struct Replay<'a> {
+    pub trace: &'a Trace,
+    pub program: &'a Program,
+    pub alignment: &'a Alignment,
+    pub judged: Vec<Judged>,
+    /// An error of ours, kept while the executor is stopped.
+    pub failed: Option<Error>,
+}
+
+impl<'a> Replay<'a> {
+    pub fn new(trace: &'a Trace, program: &'a Program, alignment: &'a Alignment) -> Self {
+        Replay { trace, program, alignment, judged: vec![], failed: None }
+    }
+}
+
+/// The input rows of a recorded step.
+pub(crate) fn input(step: &Step) -> StepInput {
+    StepInput {
+        token_ids: step.token_ids.clone(),
+        // The trace reader has checked that positions fit.
+        positions: step.positions.iter().map(|&p| p as u32).collect(),
+        sequence: step.sequence.clone(),
+    }
+}
+
+impl Taps<f64> for Replay<'_> {
+    fn recorded(&self, op: usize, step: usize) -> bool {
+        self.alignment.placements[step][op].is_some()
+    }
+
+    fn visit(&mut self, computed: Computed<f64>) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
+        let (op, step) = (&self.program.ops[computed.op], &self.trace.steps[computed.step]);
+        let read = self.alignment.read::<f64>(computed.step, computed.op, &op.tap, step);
+        let mut value = match read {
+            Ok(Some(value)) => value,
+            Ok(None) => return Ok(None),
+            Err(Error::Trace(e)) => return Err(e.into()),
+            Err(e) => {
+                let tap = op.tap.clone();
+                let reader = "the comparison".to_string();
+                let (found, expected) = (vec![], e.to_string());
+                self.failed = Some(e);
+                return Err(firstdiff_reference::Error::Shape {
+                    step: computed.step,
+                    tap,
+                    found,
+                    reader,
+                    expected,
+                });
+            }
+        };
+        let Some(noise) = computed.noise else { return Ok(Some(value)) };
+        let (exact, noise) = last(computed.exact, noise, value.shape());
+        if matches!(op.kind, OpKind::AttnScores(_)) {
+            unmask(&mut value, &exact);
+        }
+        let measured = Measured::new(&value, &exact, &noise, &op.axes);
+        // What is not finite cannot be computed on with: downstream is judged on the exact value.
+        if measured.non_finite > 0 {
+            for (x, y) in value.data_mut().iter_mut().zip(exact.data()) {
+                if !x.is_finite() {
+                    *x = *y;
+                }
+            }
+        }
+        self.judged.push(Judged { step: computed.step, op: computed.op, measured });
+        Ok(Some(value))
+    }
+}
+
+/// Some engines record scores after the mask: huge negative numbers say nothing about the product.
+fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+    for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
+        if *x == f64::NEG_INFINITY || *x < -1e4 && *x < -100.0 * y.abs() {
+            *x = *y;
+        }
+    }
+}
+
+/// The part of the exact value, and of its noise, that was recorded: the last rows or keys.
+fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>, Noise<f64>) {
+    if exact.shape() == shape {
+        return (exact.clone(), noise);
+    }
+    let cut = |t: &Tensor<f64>| tail(t, shape);
+    let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
+    let variance = variance.unwrap_or_default();
+    (cut(exact), Noise { variance, lanes: noise.lanes.iter().map(cut).collect() })
+}
+
+/// The last elements along every axis.
+fn tail(t: &Tensor<f64>, shape: &[usize]) -> Tensor<f64> {
+    let mut out = Tensor::zeros(shape.to_vec());
+    let mut index = vec![0usize; shape.len()];
+    for x in out.data_mut() {
+        let mut offset = 0;
+        for (axis, &i) in index.iter().enumerate() {
+            let full = t.shape()[axis];
+            offset = offset * full + i + full.saturating_sub(shape[axis]);
+        }
+        *x = t.data()[offset];
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_taken_along_every_axis() {
+        let t = Tensor::new([2, 3], (0..6).map(f64::from).collect()).unwrap();
+        assert_eq!(tail(&t, &[1, 2]).data(), [4.0, 5.0]);
+        assert_eq!(tail(&t, &[2, 3]), t);
+    }
+}

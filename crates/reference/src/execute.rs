@@ -1,0 +1,250 @@
+//! The one engine of everything.
+
+use std::sync::Arc;
+
+use firstdiff_model::{Op, OpKind, Program};
+use firstdiff_tensor::{Real, Tensor};
+
+use crate::arithmetic::Arithmetic;
+use crate::error::Error;
+use crate::keys::{KeyLabel, KeyValues};
+use crate::weights::Weights;
+
+mod exact;
+mod noise;
+
+/// The input rows of one forward call.
+#[derive(Clone, Debug, Default)]
+pub struct StepInput {
+    /// Token of each row.
+    pub token_ids: Vec<i64>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<u32>,
+    /// Sequence of each row.
+    pub sequence: Vec<i64>,
+}
+
+impl StepInput {
+    /// Rows of one sequence, from position `first` on.
+    pub fn new(token_ids: &[i64], first: u32) -> StepInput {
+        let positions = (first..).take(token_ids.len()).collect();
+        StepInput { token_ids: token_ids.to_vec(), positions, sequence: vec![0; token_ids.len()] }
+    }
+
+    fn labels(&self) -> impl Iterator<Item = KeyLabel> {
+        self.sequence
+            .iter()
+            .zip(&self.positions)
+            .map(|(&sequence, &position)| KeyLabel { sequence, position })
+    }
+}
+
+/// What rounding in the engine's arithmetic may do to one value.
+#[derive(Clone, Debug)]
+pub struct Noise<T> {
+    /// Expected squared deviation of each element from the exact value, the last rounding included.
+    pub variance: Vec<f64>,
+    /// Possible values before that last rounding, one for each lane; empty where the operation's
+    /// inner values do not round (the exact value is then the only one).
+    pub lanes: Vec<Tensor<T>>,
+}
+
+/// A value, and what rounding may do to it where that was asked for.
+#[derive(Debug)]
+pub struct Computed<'a, T> {
+    /// The operation, by its place in the program.
+    pub op: usize,
+    /// The step, counted from the first one executed.
+    pub step: usize,
+    /// The exact value.
+    pub exact: &'a Tensor<T>,
+    /// Present where the tap is recorded and the executor has an arithmetic.
+    pub noise: Option<Noise<T>>,
+}
+
+/// Recorded values: what to override, and what to look at.
+pub trait Taps<T> {
+    /// Whether a value is recorded for this operation in this step.
+    fn recorded(&self, op: usize, step: usize) -> bool;
+
+    /// Sees every value as it is computed; what it returns is used from there on in its place.
+    ///
+    /// # Errors
+    /// Whatever stops the execution.
+    fn visit(&mut self, computed: Computed<T>) -> Result<Option<Tensor<T>>, Error>;
+}
+
+/// No recorded values: the reference itself.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl<T> Taps<T> for Nothing {
+    fn recorded(&self, _op: usize, _step: usize) -> bool {
+        false
+    }
+
+    fn visit(&mut self, _computed: Computed<T>) -> Result<Option<Tensor<T>>, Error> {
+        Ok(None)
+    }
+}
+
+/// A value in flight.
+#[derive(Clone, Debug)]
+struct Flight<T> {
+    exact: Arc<Tensor<T>>,
+    /// Possible values in the engine's arithmetic; empty where all lanes equal the exact value.
+    lanes: Vec<Arc<Tensor<T>>>,
+}
+
+/// Executes a program.
+#[derive(Clone, Copy)]
+pub struct Executor<'a> {
+    /// What to execute.
+    pub program: &'a Program,
+    /// Where weights come from.
+    pub weights: &'a Weights<'a>,
+    /// The arithmetic whose rounding is measured; `None`: no noise is computed.
+    pub arithmetic: Option<&'a Arithmetic>,
+    /// Random executions from which the noise of inner values is taken.
+    pub lanes: usize,
+    /// Called after every operation with the number done.
+    pub progress: Option<&'a (dyn Fn(usize) + Sync)>,
+}
+
+/// The inputs of one operation in one step.
+struct Inputs<'a, T> {
+    values: Vec<&'a Flight<T>>,
+    step: &'a StepInput,
+    /// All keys stored by the end of the step, oldest first.
+    keys: &'a [KeyLabel],
+}
+
+impl Executor<'_> {
+    /// Executes all operations over all steps, operation by operation, so that each weight is read
+    /// once. `keys` holds the caches from earlier calls and is carried on.
+    ///
+    /// # Errors
+    /// When a token id is out of range, a weight cannot be read, or `taps` stops the execution.
+    pub fn execute<T: Real>(
+        &self,
+        steps: &[StepInput],
+        keys: &mut KeyValues<T>,
+        taps: &mut impl Taps<T>,
+    ) -> Result<(), Error> {
+        self.validate(steps)?;
+        let mut ends = Vec::with_capacity(steps.len());
+        for step in steps {
+            keys.labels.extend(step.labels());
+            ends.push(keys.labels.len());
+        }
+        let labels = keys.labels.clone();
+        let last_uses = self.program.last_uses();
+        let mut flights: Vec<Vec<Option<Flight<T>>>> = vec![vec![]; self.program.ops.len()];
+        for (index, op) in self.program.ops.iter().enumerate() {
+            let outputs = {
+                let inputs: Vec<Inputs<T>> = steps
+                    .iter()
+                    .enumerate()
+                    .map(|(s, step)| Inputs {
+                        values: op.inputs.iter().filter_map(|v| flights[v.0][s].as_ref()).collect(),
+                        step,
+                        keys: &labels[..ends[s]],
+                    })
+                    .collect();
+                if let OpKind::Cache(cache) = &op.kind {
+                    self.cache(index, cache, &inputs, keys, taps)?
+                } else {
+                    self.operation(index, op, &inputs, taps)?
+                }
+            };
+            flights[index] = outputs.into_iter().map(Some).collect();
+            for input in op.inputs.iter().map(|v| v.0).chain([index]) {
+                if last_uses[input] == index {
+                    flights[input].clear();
+                }
+            }
+            if let Some(progress) = self.progress {
+                progress(index + 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn validate(&self, steps: &[StepInput]) -> Result<(), Error> {
+        for (s, step) in steps.iter().enumerate() {
+            for (row, &token) in step.token_ids.iter().enumerate() {
+                if usize::try_from(token).ok().is_none_or(|t| t >= self.program.vocab) {
+                    return Err(Error::Token { step: s, row, token, vocab: self.program.vocab });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Any operation without state.
+    fn operation<T: Real>(
+        &self,
+        index: usize,
+        op: &Op,
+        inputs: &[Inputs<T>],
+        taps: &mut impl Taps<T>,
+    ) -> Result<Vec<Flight<T>>, Error> {
+        let exact = exact::compute(op, inputs, self.weights)?;
+        let recorded: Vec<bool> = (0..inputs.len()).map(|s| taps.recorded(index, s)).collect();
+        let mut noises = match self.arithmetic {
+            None => inputs.iter().map(|_| noise::Spread::default()).collect(),
+            Some(a) => noise::compute(self, a, index, op, inputs, &exact, &recorded)?,
+        };
+        let mut outputs = Vec::with_capacity(inputs.len());
+        for (s, exact) in exact.into_iter().enumerate() {
+            let spread = std::mem::take(&mut noises[s]);
+            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise };
+            let flight = match taps.visit(computed)? {
+                Some(value) => Flight { exact: Arc::new(value), lanes: vec![] },
+                None => Flight { exact: Arc::new(exact), lanes: spread.lanes },
+            };
+            outputs.push(flight);
+        }
+        Ok(outputs)
+    }
+
+    /// The cache operation: appends each step's rows to the state, in order.
+    fn cache<T: Real>(
+        &self,
+        index: usize,
+        cache: &firstdiff_model::ops::Cache,
+        inputs: &[Inputs<T>],
+        keys: &mut KeyValues<T>,
+        taps: &mut impl Taps<T>,
+    ) -> Result<Vec<Flight<T>>, Error> {
+        let mut outputs = Vec::with_capacity(inputs.len());
+        let source = self.program.ops[index].inputs[0].0;
+        for (s, input) in inputs.iter().enumerate() {
+            let new = input.values[0];
+            let rows = new.exact.rows();
+            let mut lanes = new.lanes.clone();
+            let recorded = taps.recorded(index, s);
+            if let Some(a) = self.arithmetic {
+                lanes = noise::stored_rows(self.lanes, a, index, s, new, recorded);
+            }
+            let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));
+            let lanes: Vec<_> = lanes.into_iter().map(Arc::new).collect();
+            let noise = match self.arithmetic {
+                Some(a) if recorded => Some(noise::of_cache(a, &exact, &lanes)),
+                _ => None,
+            };
+            let computed = Computed { op: index, step: s, exact: &exact, noise };
+            outputs.push(match taps.visit(computed)? {
+                Some(value) => {
+                    // What was written is known from the operation before, if recorded; else from here.
+                    if !taps.recorded(source, s) && value.rows() >= rows {
+                        keys.replace_last(index, crate::kernels::tail(&value, rows));
+                    }
+                    Flight { exact: Arc::new(value), lanes: vec![] }
+                }
+                None => Flight { exact: Arc::new(exact), lanes },
+            });
+        }
+        Ok(outputs)
+    }
+}

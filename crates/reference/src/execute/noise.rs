@@ -1,0 +1,262 @@
+//! What rounding in the engine's arithmetic may do to the value of an operation.
+//!
+//! Sums of products err independently element by element: their variance is computed. Everything
+//! else is executed in several lanes with its inner values rounded at random. The last rounding,
+//! into the format the value is stored in, has a known variance for each element.
+
+use std::sync::Arc;
+
+use firstdiff_model::ops::Linear;
+use firstdiff_model::{Op, OpKind};
+use firstdiff_tensor::{Float, Real, Tensor};
+use rayon::prelude::*;
+
+use super::{Executor, Flight, Inputs, Noise, exact};
+use crate::arithmetic::{Arithmetic, Attention, InputRounding, MatmulInputs};
+use crate::error::Error;
+use crate::kernels::input::input_variance;
+use crate::kernels::{Rounding, attention, sum_variance};
+use crate::random::Random;
+
+/// Noise to report where the tap is recorded, lanes to go on with where it is not.
+#[derive(Debug)]
+pub(super) struct Spread<T> {
+    pub noise: Option<Noise<T>>,
+    pub lanes: Vec<Arc<Tensor<T>>>,
+}
+
+impl<T> Default for Spread<T> {
+    fn default() -> Self {
+        Spread { noise: None, lanes: vec![] }
+    }
+}
+
+/// The spread of `op` in every step.
+pub(super) fn compute<T: Real>(
+    executor: &Executor,
+    arithmetic: &Arithmetic,
+    index: usize,
+    op: &Op,
+    inputs: &[Inputs<T>],
+    exact: &[Tensor<T>],
+    recorded: &[bool],
+) -> Result<Vec<Spread<T>>, Error> {
+    let sums = match &op.kind {
+        OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, exact)?,
+        _ => {
+            let sums = |(i, y): (&Inputs<T>, &Tensor<T>)| attention_sums(arithmetic, op, i, y);
+            inputs.iter().zip(exact).map(sums).collect()
+        }
+    };
+    let lanes = match &op.kind {
+        OpKind::Linear(linear) => linear_lanes(executor, linear, inputs)?,
+        _ => (0..inputs.len())
+            .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s))
+            .collect::<Result<_, _>>()?,
+    };
+    let store = arithmetic.store;
+    let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
+    Ok(parts
+        .map(|(s, ((sums, lanes), exact))| {
+            if recorded[s] {
+                let variance = variance(exact, &lanes, sums.as_deref(), store);
+                return Spread { noise: Some(Noise { variance, lanes }), lanes: vec![] };
+            }
+            let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
+                let random = Random::new(lane, index, s).site(90);
+                Arc::new(stored(lanes.get(lane).unwrap_or(exact), sums.as_deref(), store, random))
+            });
+            Spread { noise: None, lanes: lanes.collect() }
+        })
+        .collect())
+}
+
+/// `mean over lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
+fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]>, store: Float) -> Vec<f64> {
+    let element = |i: usize, y: T| {
+        let y = y.to_f64();
+        let sums = sums.map_or(0.0, |v| v[i]);
+        if lanes.is_empty() {
+            return store.rounding_variance(y) + sums;
+        }
+        let lane = |t: &Tensor<T>| {
+            let z = t.data()[i].to_f64();
+            (z - y) * (z - y) + store.rounding_variance(z)
+        };
+        lanes.iter().map(lane).sum::<f64>() / lanes.len() as f64 + sums
+    };
+    exact.data().par_iter().enumerate().with_min_len(1024).map(|(i, &y)| element(i, y)).collect()
+}
+
+/// A value as an engine might store it.
+fn stored<T: Real>(value: &Tensor<T>, sums: Option<&[f64]>, store: Float, random: Random) -> Tensor<T> {
+    let (bits, normal) = (random.site(1), random.site(2));
+    let mut out = value.clone();
+    for (i, x) in out.data_mut().iter_mut().enumerate() {
+        let error = sums.map_or(0.0, |v| v[i].sqrt() * normal.normal(i));
+        *x = T::from_f64(store.round_randomly(x.to_f64() + error, bits.bits(i)));
+    }
+    out
+}
+
+/// Variance of a matrix product's sums: `sum of (input variance + u^2/3 (K/2 + 1) x^2) w^2`, plus
+/// what depends on the sum itself.
+fn linear_sums<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    op: &Linear,
+    inputs: &[Inputs<T>],
+    exact: &[Tensor<T>],
+) -> Result<Vec<Option<Vec<f64>>>, Error> {
+    let rounding = a.input_rounding(executor.weights.storage(&op.weight)?);
+    let factor = sum_variance(a.accumulate, op.input, 1.0, 0.0);
+    let mut squares: Vec<f32> = Vec::new();
+    for input in inputs {
+        let x = input.values[0].exact.data();
+        let rounded = input_variance(x, op.input, rounding);
+        squares.extend(x.iter().zip(rounded).map(|(x, v)| {
+            let x = x.to_f64();
+            (v + factor * x * x) as f32
+        }));
+    }
+    // In f32: a variance good to seven digits is good enough.
+    let mut rest = executor.weights.product(&op.weight, &squares, Some(|w| w * w))?;
+    let bias = op.bias.as_ref().map(|b| executor.weights.vector::<f64>(b)).transpose()?;
+    let mut out = Vec::with_capacity(inputs.len());
+    for y in exact {
+        let tail = rest.split_off(y.len());
+        let sums = rest.par_iter().zip(y.data()).enumerate().with_min_len(1024).map(|(i, (&v, y))| {
+            let sum = y.to_f64() - bias.as_ref().map_or(0.0, |b| b[i % op.output]);
+            // A bias added afterwards means one rounding more.
+            let before_bias = if bias.is_some() { a.store.rounding_variance(sum) } else { 0.0 };
+            f64::from(v) + sum_variance(a.accumulate, op.input, 0.0, sum) + before_bias
+        });
+        out.push(Some(sums.collect()));
+        rest = tail;
+    }
+    Ok(out)
+}
+
+/// Products of the lanes' inputs, where lanes differ.
+fn linear_lanes<T: Real>(
+    executor: &Executor,
+    op: &Linear,
+    inputs: &[Inputs<T>],
+) -> Result<Vec<Vec<Tensor<T>>>, Error> {
+    let rows: Vec<&Tensor<T>> =
+        inputs.iter().flat_map(|i| i.values[0].lanes.iter().map(|l| l.as_ref())).collect();
+    if rows.is_empty() {
+        return Ok(inputs.iter().map(|_| vec![]).collect());
+    }
+    let bias = op.bias.as_ref().map(|b| executor.weights.vector::<T>(b)).transpose()?;
+    let mut products = exact::linear(op, &rows, bias.as_deref(), executor.weights)?.into_iter();
+    Ok(inputs.iter().map(|i| products.by_ref().take(i.values[0].lanes.len()).collect()).collect())
+}
+
+/// Variance of attention's sums of products, head by head.
+fn attention_sums<T: Real>(
+    a: &Arithmetic,
+    op: &Op,
+    inputs: &Inputs<T>,
+    exact: &Tensor<T>,
+) -> Option<Vec<f64>> {
+    let value = |i: usize| inputs.values[i].exact.as_ref();
+    // ggml brings the other factor to the cache's format before multiplying.
+    let rounding = match a.matmul_inputs {
+        MatmulInputs::AsStored => InputRounding::None,
+        MatmulInputs::Ggml => InputRounding::Float(a.kv_cache),
+    };
+    let squares = |t: &Tensor<T>, format: Float, n: usize| -> Vec<f64> {
+        let factor = sum_variance(format, n, 1.0, 0.0);
+        let rounded = input_variance(t.data(), t.len(), rounding);
+        t.data().iter().zip(rounded).map(|(x, v)| v + factor * x.to_f64() * x.to_f64()).collect()
+    };
+    let square = |t: &Tensor<T>| -> Vec<f64> { t.data().iter().map(|x| x.to_f64() * x.to_f64()).collect() };
+    match &op.kind {
+        OpKind::AttnScores(scores) => {
+            let (q, k) = (value(0), value(1));
+            let products = attention::scores(
+                &squares(q, a.accumulate, scores.dim),
+                &square(k),
+                scores,
+                scores.scale * scores.scale,
+            );
+            let power_of_two = scores.scale.log2().fract() == 0.0;
+            let sums = products.data().iter().zip(exact.data()).map(|(v, y)| {
+                let y = y.to_f64();
+                // The product is stored before it is scaled.
+                let dot = y / scores.scale;
+                let before = if power_of_two { 0.0 } else { a.store.rounding_variance(dot) };
+                v + sum_variance(a.accumulate, scores.dim, 0.0, y) + before * scores.scale * scores.scale
+            });
+            Some(sums.collect())
+        }
+        OpKind::AttnHeads(heads) => {
+            let (p, v) = (value(0), value(1));
+            let keys = p.shape()[2];
+            let format = match a.attention {
+                Attention::Plain => a.accumulate,
+                Attention::OnlineF16 => Float::F16,
+            };
+            let weights = Tensor::new(p.shape().to_vec(), squares(p, format, keys)).ok()?;
+            let products = attention::heads(&weights, &square(v), heads);
+            let sums = products.iter().zip(exact.data());
+            Some(sums.map(|(v, y)| v + sum_variance(format, keys, 0.0, y.to_f64())).collect())
+        }
+        _ => None,
+    }
+}
+
+/// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
+fn pointwise_lanes<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    index: usize,
+    op: &Op,
+    inputs: &Inputs<T>,
+    step: usize,
+) -> Result<Vec<Tensor<T>>, Error> {
+    let rounds_inside =
+        matches!(op.kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_));
+    let differ = inputs.values.iter().any(|v| !v.lanes.is_empty());
+    if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
+        return Ok(vec![]);
+    }
+    (0..executor.lanes)
+        .into_par_iter()
+        .map(|lane| {
+            let values: Vec<&Tensor<T>> =
+                inputs.values.iter().map(|v| v.lanes.get(lane).unwrap_or(&v.exact).as_ref()).collect();
+            let rounding = Rounding::lane(a, Random::new(lane, index, step));
+            exact::pointwise(op, &values, inputs, executor.weights, rounding)
+        })
+        .collect()
+}
+
+/// New cache rows as each lane stores them: rounded to the cache's format, unless the cache itself
+/// is recorded and so taken from there.
+pub(super) fn stored_rows<T: Real>(
+    lanes: usize,
+    a: &Arithmetic,
+    index: usize,
+    step: usize,
+    new: &Flight<T>,
+    recorded: bool,
+) -> Vec<Arc<Tensor<T>>> {
+    // Values already held in the cache's format are not rounded again.
+    if new.lanes.is_empty() && (recorded || a.kv_cache == a.store) {
+        return vec![];
+    }
+    let lane = |lane: usize| {
+        let value = new.lanes.get(lane).unwrap_or(&new.exact);
+        Arc::new(stored(value, None, a.kv_cache, Random::new(lane, index, step).site(91)))
+    };
+    (0..lanes).map(lane).collect()
+}
+
+/// Noise of a recorded cache.
+pub(super) fn of_cache<T: Real>(a: &Arithmetic, exact: &Tensor<T>, lanes: &[Arc<Tensor<T>>]) -> Noise<T> {
+    let lanes: Vec<Tensor<T>> = lanes.iter().map(|l| l.as_ref().clone()).collect();
+    let format = if a.kv_cache == a.store && lanes.is_empty() { Float::F64 } else { a.kv_cache };
+    Noise { variance: variance(exact, &lanes, None, format), lanes }
+}

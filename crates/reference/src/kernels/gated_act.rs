@@ -1,0 +1,32 @@
+use firstdiff_model::ops::Activation;
+use firstdiff_tensor::Real;
+use rayon::prelude::*;
+
+use super::Rounding;
+
+/// `act(gate) * up`. Engines store the activated gate; their exponential and division are taken to
+/// err by at most four half-ulps together.
+pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], act: Activation, rounding: Rounding) -> Vec<T> {
+    const BLOCK: usize = 4096;
+    let inner = rounding.site(1);
+    let mut out = vec![T::ZERO; gate.len()];
+    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+        let first = block * BLOCK;
+        for (i, out) in out.iter_mut().enumerate() {
+            let at = first + i;
+            let x = gate[at];
+            let y = match act {
+                Activation::Silu => x / (T::ONE + (-x).exp()),
+                Activation::GeluTanh => {
+                    let x = x.to_f64();
+                    let t = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                    // Near -1 the error of tanh is not small against 1 + tanh.
+                    T::from_f64(0.5 * x * (1.0 + t.tanh() * inner.site(2).factor(2.0, at)))
+                }
+            };
+            let y = T::from_f64(y.to_f64() * rounding.factor(4.0, at));
+            *out = inner.store(y, at) * up[at];
+        }
+    });
+    out
+}

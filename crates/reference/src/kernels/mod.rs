@@ -1,0 +1,99 @@
+//! What each operation computes, and where an engine rounds inside it. One file an operation.
+//!
+//! Every kernel has one body for both uses. With [`Rounding::exact`] it is the definition. With a
+//! lane's random numbers it is one of the results that an engine in that arithmetic might get:
+//! inner values are rounded where engines store them, and sums and functions err as they do.
+
+pub(crate) mod attention;
+mod gated_act;
+pub(crate) mod input;
+mod rms_norm;
+mod rope;
+
+pub(crate) use gated_act::gated_act;
+pub(crate) use rms_norm::rms_norm;
+pub(crate) use rope::rope;
+
+use firstdiff_tensor::{Float, Real, Tensor};
+
+use crate::arithmetic::Arithmetic;
+use crate::random::Random;
+
+/// Where and how an engine rounds inside an operation; or not at all.
+#[derive(Clone, Copy)]
+pub(crate) struct Rounding<'a> {
+    lane: Option<(&'a Arithmetic, Random)>,
+}
+
+impl<'a> Rounding<'a> {
+    pub fn exact() -> Self {
+        Rounding { lane: None }
+    }
+
+    pub fn lane(arithmetic: &'a Arithmetic, random: Random) -> Self {
+        Rounding { lane: Some((arithmetic, random)) }
+    }
+
+    /// The rounding of another place in the same operation.
+    pub fn site(self, site: u64) -> Self {
+        Rounding { lane: self.lane.map(|(a, r)| (a, r.site(site))) }
+    }
+
+    /// Stores an inner value.
+    #[inline]
+    pub fn store<T: Real>(&self, x: T, index: usize) -> T {
+        match self.lane {
+            None => x,
+            Some((a, random)) => T::from_f64(a.store.round_randomly(x.to_f64(), random.bits(index))),
+        }
+    }
+
+    /// A factor `1 + s u`, with `s` uniform in -`size`..`size` and `u` the roundoff of running sums:
+    /// the error of `size` roundings or of a library function good to `size` half-ulps.
+    #[inline]
+    pub fn factor(&self, size: f64, index: usize) -> f64 {
+        match self.lane {
+            None => 1.0,
+            Some((a, random)) => 1.0 + a.accumulate.unit_roundoff() * size * random.symmetric(index),
+        }
+    }
+
+    /// The factor by which a sum of `n` positive terms errs when added up one after another: every
+    /// partial sum is rounded, the k-th one being k/n of the whole, so the relative variance is
+    /// `u^2/3 * n/3`.
+    #[inline]
+    pub fn positive_sum(&self, n: usize, index: usize) -> f64 {
+        match self.lane {
+            None => 1.0,
+            Some((a, random)) => {
+                1.0 + a.accumulate.unit_roundoff() * (n as f64).sqrt() / 3.0 * random.normal(index)
+            }
+        }
+    }
+
+    pub fn is_exact(&self) -> bool {
+        self.lane.is_none()
+    }
+}
+
+/// Variance of a sum of products computed one after another in `format`, from `products`, the sum
+/// of the squared products, and `sum`. Each partial sum is rounded with an error uniform in `u |s|`.
+/// Products of random sign make the k-th partial sum about `sqrt(k/n)` of the root of `products`,
+/// products of one sign about `k/n` of `sum`: `u^2/3 (n/2 products + n/3 sum^2)`, and `products`
+/// once more for rounding the products themselves.
+pub(crate) fn sum_variance(format: Float, n: usize, products: f64, sum: f64) -> f64 {
+    let u = format.unit_roundoff();
+    let n = n as f64;
+    u * u / 3.0 * ((n / 2.0 + 1.0) * products + n / 3.0 * sum * sum)
+}
+
+/// The last `rows` rows of a tensor, as a slice.
+pub(crate) fn tail<T: Real>(x: &Tensor<T>, rows: usize) -> &[T] {
+    &x.data()[(x.rows().saturating_sub(rows)) * x.row_len()..]
+}
+
+/// `a + b` over the rows both have, counted from the end.
+pub(crate) fn add<T: Real>(a: &Tensor<T>, b: &Tensor<T>) -> Vec<T> {
+    let rows = a.rows().min(b.rows());
+    tail(a, rows).iter().zip(tail(b, rows)).map(|(&a, &b)| a + b).collect()
+}

@@ -1,0 +1,196 @@
+//! Matrix products, cut into pieces by size alone so that results do not depend on the threads.
+
+use std::ops::Range;
+
+use firstdiff_tensor::Real;
+use rayon::prelude::*;
+
+use crate::Error;
+
+/// A strided matrix over borrowed elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a, T> {
+    pub data: &'a [T],
+    pub rows: usize,
+    pub cols: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a, T: Real> Matrix<'a, T> {
+    pub fn row_major(data: &'a [T], rows: usize, cols: usize) -> Self {
+        Matrix { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    pub fn transposed(self) -> Self {
+        Matrix {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Whether every element lies inside `data`.
+    fn in_bounds(&self) -> bool {
+        self.rows == 0
+            || self.cols == 0
+            || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride < self.data.len()
+    }
+}
+
+/// `out = alpha a b`, with `out` `[a.rows, b.cols]` row-major with `out_stride`, by one thread.
+pub(crate) fn product<T: Real>(out: &mut [T], out_stride: usize, a: Matrix<T>, b: Matrix<T>, alpha: T) {
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(b.rows == k && a.in_bounds() && b.in_bounds(), "operands fit each other");
+    assert!(n <= out_stride && (m - 1) * out_stride + n <= out.len(), "the result fits");
+    // SAFETY: the asserts above keep every access inside the three slices; `out` is borrowed
+    // mutably, so it overlaps neither operand. The library is SIMD code behind a pointer interface.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            out_stride as isize,
+            false,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            T::ZERO,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// Sum of products in sixteen running sums, so that it vectorises.
+#[inline]
+fn dot<T: Real>(x: &[T], w: &[f32]) -> T {
+    const LANES: usize = 16;
+    let mut sums = [T::ZERO; LANES];
+    let (xs, ws) = (x.chunks_exact(LANES), w.chunks_exact(LANES));
+    let mut tail = T::ZERO;
+    for (a, b) in xs.remainder().iter().zip(ws.remainder()) {
+        tail = a.mul_add(T::from_f32(*b), tail);
+    }
+    for (a, b) in xs.zip(ws) {
+        for i in 0..LANES {
+            sums[i] = a[i].mul_add(T::from_f32(b[i]), sums[i]);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
+    }
+    sums[0] + tail
+}
+
+/// Weight elements handled as one piece: 256 KiB of f32, which stays in a core's own cache.
+const PIECE: usize = 64 * 1024;
+
+/// Provides rows of a weight `[n, k]`.
+pub(crate) trait RowSource: Sync {
+    /// The rows, in `buffer` or wherever they already lie.
+    fn rows<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error>;
+}
+
+/// `y = x w^T` for rows `x` `[t, k]` and a weight `[n, k]`; `map` is applied to each weight first.
+/// The result is `[t, n]`.
+pub(crate) fn with_weight<T: Real>(
+    x: &[T],
+    (n, k): (usize, usize),
+    source: &impl RowSource,
+    map: Option<fn(f32) -> f32>,
+) -> Result<Vec<T>, Error> {
+    let t = x.len().checked_div(k).unwrap_or(0);
+    let piece = (PIECE / k.max(1)).clamp(8, n.max(8));
+    let mut transposed = vec![T::ZERO; n * t];
+    if t == 0 {
+        return Ok(transposed);
+    }
+    transposed.par_chunks_mut(piece * t).enumerate().try_for_each_init(
+        || (Vec::new(), Vec::new(), Vec::new()),
+        |(buffer, mapped, converted), (i, out)| {
+            let first = i * piece;
+            let rows = out.len() / t;
+            let mut w = source.rows(first..first + rows, buffer)?;
+            if let Some(map) = map {
+                mapped.clear();
+                mapped.extend(w.iter().map(|&w| map(w)));
+                w = mapped;
+            }
+            if t == 1 {
+                for (out, w) in out.iter_mut().zip(w.chunks_exact(k)) {
+                    *out = dot(x, w);
+                }
+                return Ok(());
+            }
+            let w = Matrix::row_major(T::from_f32_slice(w, converted), rows, k);
+            product(out, t, w, Matrix::row_major(x, t, k).transposed(), T::ONE);
+            Ok::<(), Error>(())
+        },
+    )?;
+    Ok(if t == 1 { transposed } else { transpose(&transposed, n, t) })
+}
+
+/// `[rows, cols]` to `[cols, rows]`.
+fn transpose<T: Real>(data: &[T], rows: usize, cols: usize) -> Vec<T> {
+    let mut out = vec![T::ZERO; data.len()];
+    const BAND: usize = 8;
+    out.par_chunks_mut(rows * BAND).enumerate().for_each(|(band, out)| {
+        for (i, out) in out.chunks_mut(rows).enumerate() {
+            let c = band * BAND + i;
+            for (r, out) in out.iter_mut().enumerate() {
+                *out = data[r * cols + c];
+            }
+        }
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn naive(x: &[f64], w: &[f32], k: usize) -> Vec<f64> {
+        x.chunks(k)
+            .flat_map(|x| w.chunks(k).map(move |w| x.iter().zip(w).map(|(a, b)| a * f64::from(*b)).sum()))
+            .collect()
+    }
+
+    struct Whole<'w>(&'w [f32], usize);
+
+    impl RowSource for Whole<'_> {
+        fn rows<'a>(&'a self, rows: Range<usize>, _buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+            Ok(&self.0[rows.start * self.1..rows.end * self.1])
+        }
+    }
+
+    #[test]
+    fn products_agree_with_the_definition_for_one_row_and_many() {
+        for (t, k, n) in [(1, 37, 9), (1, 1, 1), (5, 37, 900), (3, 1, 2), (2, 5000, 40)] {
+            let x: Vec<f64> = (0..t * k).map(|i| (i as f64 * 0.37).sin()).collect();
+            let w: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.73).cos()).collect();
+            let y = with_weight(&x, (n, k), &Whole(&w, k), None).unwrap();
+            for (a, b) in y.iter().zip(naive(&x, &w, k)) {
+                // Sums of at most k products of magnitude 1, twice.
+                assert!((a - b).abs() <= 2.0 * (k * k) as f64 * f64::EPSILON, "{t} {k} {n}: {a} {b}");
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Weights: mapped, dequantised when used, kept while a memory budget lasts.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
+use firstdiff_tensor::{Float, Real};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::matmul::{self, RowSource};
+
+/// Gives the weights of a checkpoint to operations.
+#[derive(Debug)]
+pub struct Weights<'m> {
+    checkpoint: &'m Checkpoint,
+    round: Option<Float>,
+    budget: usize,
+    used: AtomicUsize,
+    kept: Mutex<HashMap<String, Arc<Vec<f32>>>>,
+}
+
+impl<'m> Weights<'m> {
+    /// Weights of `checkpoint`, rounded to `format`; up to `budget` bytes are kept dequantised.
+    pub fn new(checkpoint: &'m Checkpoint, format: Float, budget: usize) -> Weights<'m> {
+        let round = matches!(format, Float::BF16 | Float::F16).then_some(format);
+        Weights { checkpoint, round, budget, used: AtomicUsize::new(0), kept: Mutex::default() }
+    }
+
+    fn info(&self, name: &str) -> Result<&'m TensorInfo, Error> {
+        self.checkpoint.tensor(name).ok_or_else(|| Error::MissingWeight { name: name.to_string() })
+    }
+
+    /// How the file stores this weight.
+    pub(crate) fn storage(&self, name: &str) -> Result<Storage, Error> {
+        Ok(self.info(name)?.storage)
+    }
+
+    /// A small weight, whole.
+    pub(crate) fn vector<T: Real>(&self, name: &str) -> Result<Vec<T>, Error> {
+        let info = self.info(name)?;
+        let kept = self.keep(info)?;
+        let values = match &kept {
+            Some(values) => values.iter().map(|&x| T::from_f32(x)).collect(),
+            None => {
+                let mut values = self.checkpoint.read(info)?;
+                self.round(&mut values);
+                values.into_iter().map(T::from_f32).collect()
+            }
+        };
+        Ok(values)
+    }
+
+    /// Chosen rows of a matrix, one after another.
+    pub(crate) fn rows<T: Real>(
+        &self,
+        name: &str,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<Vec<T>, Error> {
+        let info = self.info(name)?;
+        let width = info.shape.iter().skip(1).product();
+        let mut buffer = vec![0f32; width];
+        let mut out = Vec::new();
+        for row in rows {
+            self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
+            self.round(&mut buffer);
+            out.extend(buffer.iter().map(|&x| T::from_f32(x)));
+        }
+        Ok(out)
+    }
+
+    /// `x w^T`, with `map` applied to each weight.
+    pub(crate) fn product<T: Real>(
+        &self,
+        name: &str,
+        x: &[T],
+        map: Option<fn(f32) -> f32>,
+    ) -> Result<Vec<T>, Error> {
+        let info = self.info(name)?;
+        let (n, k) = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product::<usize>());
+        let kept = self.keep(info)?;
+        let mapped = if self.round.is_none() { self.checkpoint.mapped_f32(info) } else { None };
+        let source =
+            Rows { weights: self, info, whole: kept.as_ref().map(|v| v.as_slice()).or(mapped), width: k };
+        matmul::with_weight(x, (n, k), &source, map)
+    }
+
+    /// The dequantised weight, if it is or can be kept. What is mapped as f32 already needs no copy.
+    fn keep(&self, info: &TensorInfo) -> Result<Option<Arc<Vec<f32>>>, Error> {
+        // A panic in another thread leaves whole entries only: the map is still good.
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(values) = lock().get(&info.name) {
+            return Ok(Some(values.clone()));
+        }
+        let bytes = info.len() * size_of::<f32>();
+        let mapped = self.round.is_none() && self.checkpoint.mapped_f32(info).is_some();
+        let taken = self.used.fetch_add(bytes, Ordering::Relaxed);
+        if mapped || taken.saturating_add(bytes) > self.budget {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+            return Ok(None);
+        }
+        let mut values = vec![0f32; info.len()];
+        let width = info.row_len().max(1);
+        let rows = (256 * 1024 / width).max(1);
+        values.par_chunks_mut(rows * width).enumerate().try_for_each(|(i, out)| {
+            self.checkpoint.read_rows(info, i * rows..i * rows + out.len() / width, out)?;
+            self.round(out);
+            Ok::<(), Error>(())
+        })?;
+        let values = Arc::new(values);
+        lock().insert(info.name.clone(), values.clone());
+        Ok(Some(values))
+    }
+
+    fn round(&self, values: &mut [f32]) {
+        if let Some(format) = self.round {
+            values.iter_mut().for_each(|x| *x = format.round(f64::from(*x)) as f32);
+        }
+    }
+}
+
+/// A weight as a source of rows.
+struct Rows<'w, 'm> {
+    weights: &'w Weights<'m>,
+    info: &'m TensorInfo,
+    whole: Option<&'w [f32]>,
+    width: usize,
+}
+
+impl RowSource for Rows<'_, '_> {
+    fn rows<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        if let Some(whole) = self.whole {
+            return Ok(&whole[rows.start * self.width..rows.end * self.width]);
+        }
+        buffer.resize(rows.len() * self.width, 0.0);
+        self.weights.checkpoint.read_rows(self.info, rows, buffer)?;
+        self.weights.round(buffer);
+        Ok(buffer)
+    }
+}

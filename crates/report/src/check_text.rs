@@ -1,0 +1,147 @@
+//! A check, for people: the verdict first, the next thing to do last.
+
+use std::fmt::Write as _;
+
+use firstdiff_compare::{Check, Finding, MAX_RATIO, TokenKind, Tokens, Verdict};
+
+use crate::number::{count, short};
+
+/// The verdict and everything it rests on.
+pub fn check_text(check: &Check) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write(&mut out, check);
+    out
+}
+
+fn write(out: &mut String, check: &Check) -> std::fmt::Result {
+    match check.verdict {
+        Verdict::Agrees => writeln!(out, "agrees: rounding explains every value compared")?,
+        Verdict::Unmeasured => writeln!(out, "unmeasured: nothing could be compared")?,
+        Verdict::Diverges => match check.findings.first() {
+            Some(f) => writeln!(out, "diverges: the first wrong operation is {} at {}", f.op, f.tap)?,
+            None => writeln!(out, "diverges: another token was chosen than the values call for")?,
+        },
+    }
+    for (i, f) in check.findings.iter().enumerate() {
+        writeln!(out)?;
+        finding(out, f, check.findings.len() > 1, i)?;
+    }
+    writeln!(out)?;
+    let c = &check.coverage;
+    line(
+        out,
+        "compared",
+        &format!("{} values, {} elements, {} steps", count(c.taps), count(c.elements), count(c.steps)),
+    )?;
+    line(out, "arithmetic", &format!("{}, {}", check.arithmetic.profile, check.arithmetic.why))?;
+    if check.verdict == Verdict::Agrees
+        && let Some((tap, severity)) = &check.closest
+    {
+        line(out, "closest", &format!("{tap}, at {} of what would be wrong", short(*severity)))?;
+    }
+    if let Some(t) = &check.tokens {
+        line(out, "tokens", &tokens(t))?;
+    }
+    if !c.missing.is_empty() {
+        line(out, "not recorded", &c.missing.join(" "))?;
+    }
+    if !c.unknown.is_empty() {
+        line(out, "not in model", &c.unknown.join(" "))?;
+    }
+    for note in &check.notes {
+        line(out, "note", note)?;
+    }
+    if let Some(next) = next(check) {
+        line(out, "next", &next)?;
+    }
+    Ok(())
+}
+
+fn line(out: &mut String, label: &str, text: &str) -> std::fmt::Result {
+    writeln!(out, "{label:<13} {text}")
+}
+
+fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::fmt::Result {
+    let steps = match f.steps.as_slice() {
+        [one] => format!("step {one}"),
+        many => format!("steps {}", runs(many)),
+    };
+    let layers = match f.layers.as_slice() {
+        [] => String::new(),
+        [one] => format!(", layer {one}"),
+        many => format!(", layers {}", runs(many)),
+    };
+    let number = if numbered { format!("[{}] ", index + 1) } else { String::new() };
+    writeln!(out, "{number}{}: {steps}{layers}", f.taps.join(", "))?;
+    line(out, "  segment", &format!("{} -> {}", f.segment[0], f.segment[1]))?;
+    if f.operations.len() > 1 {
+        line(out, "  contains", &f.operations.join(" "))?;
+    }
+    line(out, "  where", &f.place)?;
+    let e = &f.error;
+    line(
+        out,
+        "  error",
+        &format!("{} of the value (largest {}, cosine {:.6})", short(e.rel_l2), short(e.max_abs), e.cosine),
+    )?;
+    let explained = if f.ratio >= MAX_RATIO && f.noise.rel_l2 == 0.0 {
+        "none: this operation does not round".to_string()
+    } else {
+        format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
+    };
+    line(out, "  rounding", &explained)?;
+    if let Some(scale) = f.scale {
+        line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
+    }
+    if f.cause.is_none() {
+        line(out, "  cause", "not known")?;
+    }
+    Ok(())
+}
+
+fn tokens(t: &Tokens) -> String {
+    let Some(step) = t.first_mismatch else {
+        return format!("{} compared, all as the reference chooses", t.compared);
+    };
+    let kind = match t.kind {
+        Some(TokenKind::TieFlip) => "a tie flip: rounding decides between the two",
+        _ => "a divergence: rounding does not explain it",
+    };
+    let mut text = format!("{} compared, first other token after step {step}: {kind}", t.compared);
+    if let (Some([theirs, ours]), Some(margin)) = (t.chosen, t.margin) {
+        text += &format!(" (engine {theirs}, reference {ours}, margin {}", short(margin));
+        text += &t.noise.map_or(")".into(), |n| format!(", noise {})", short(n)));
+    }
+    text
+}
+
+fn next(check: &Check) -> Option<String> {
+    match check.verdict {
+        Verdict::Unmeasured => None,
+        Verdict::Agrees => None,
+        Verdict::Diverges => {
+            let f = check.findings.first()?;
+            Some(if f.operations.len() > 1 {
+                let inner: Vec<&String> = f.operations.iter().filter(|o| **o != f.tap).collect();
+                let middle = inner.get(inner.len() / 2)?;
+                format!("record {middle}: it lies inside the segment and halves it")
+            } else {
+                format!("look at the engine's {} that writes {}; its recorded inputs are right", f.op, f.tap)
+            })
+        }
+    }
+}
+
+/// `0..3, 7`.
+fn runs(numbers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &n in numbers {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == n => *end = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let text = |&(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}..{b}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(", ")
+}
