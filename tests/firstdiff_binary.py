@@ -53,7 +53,8 @@ class Firstdiff:
         return read_steps(out)
 
     def run(self, model, prompt, *args, **limits):
-        result = self("run", model, prompt, "--format", "json", *args, **limits)
+        given = [] if prompt is None else [prompt]
+        result = self("run", model, *given, "--format", "json", *args, **limits)
         assert result.code == 0, str(result)
         return result.json
 

@@ -3,6 +3,13 @@
 import firstdiff.transformers
 import torch
 
+# "The tide comes in twice a day. Between the two, the sand is dry enough to walk on, and children build", and code
+REAL_PROMPTS = {
+    "smollm2": [504, 17662, 2216, 281, 6757, 253, 1194, 30, 10692, 260, 827, 28, 260, 4903, 314, 3498, 2001, 288]
+    + [4549, 335, 28, 284, 1122, 1235],
+    "qwen": [750, 3974, 6860, 24337, 982, 262, 421, 2422, 24337, 8, 2651, 220, 16, 510, 286, 470, 3589, 198, 262, 26045, 284],
+}
+
 
 def generate(model, ids, steps):
     """Prefill, then `steps` greedy decode calls; returns the logits of every call and the tokens."""

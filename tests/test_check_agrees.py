@@ -1,9 +1,11 @@
 """Right engines agree, whatever they round to: transformers in three dtypes and two attentions, and llama.cpp."""
 
+from itertools import islice
+
 import pytest
 import torch
 from firstdiff_binary import AGREES
-from recording import record
+from recording import REAL_PROMPTS, record
 from tiny import load, prompt_ids
 
 PROMPT, STEPS = 24, 16
@@ -13,7 +15,6 @@ SETTINGS = [
     "llama-tied", "llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn-factor", "llama-yarn-mscale",
     "llama-biases", "llama-head-dim", "llama-bf16", "qwen2-window", "qwen2-yarn", "qwen3-window", "qwen3-tied-biases",
 ]
-SMOLLM2_PROMPT = [504, 3575, 282, 4649, 314, 253, 1379, 338, 553, 1609, 3446, 6330, 281, 260, 905, 28, 284, 506, 702, 253, 1195, 282, 624, 30]
 
 
 def assert_agrees(result, steps=STEPS + 1):
@@ -76,12 +77,20 @@ def test_a_trace_of_the_reference_itself_agrees(name, dtype, firstdiff, tiny_fol
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_smollm2_in_transformers_agrees_with_its_gguf(dtype, attention, firstdiff, smollm2, smollm2_in_transformers, tmp_path):
     model = smollm2_in_transformers(DTYPES[dtype], attention)
-    trace = record(model, tmp_path / "trace", SMOLLM2_PROMPT, STEPS)
+    trace = record(model, tmp_path / "trace", REAL_PROMPTS["smollm2"], STEPS)
     assert_agrees(firstdiff.check(trace, smollm2.path))
 
 
 @pytest.mark.real_model
+@pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
 @pytest.mark.parametrize("name", ["smollm2", "qwen"])
-def test_llama_cpp_agrees(name, request, firstdiff, tmp_path):
-    llama_cpp = pytest.importorskip("firstdiff.llama_cpp", reason="not written yet")
-    pytest.fail("to be written against the recorder's interface")
+def test_llama_cpp_agrees_for_its_8_bit_blocks_and_f16_cache_are_arithmetic(name, flash, request, firstdiff, tmp_path):
+    from firstdiff.llama_cpp import record as record_llama_cpp
+    from llama_cpp import Llama
+
+    path = request.getfixturevalue(name).path
+    llama = Llama(str(path), n_ctx=256, logits_all=True, flash_attn=flash, n_threads=2, verbose=False)
+    with record_llama_cpp(llama, tmp_path / "trace") as recorder:
+        chosen = list(islice(llama.generate(REAL_PROMPTS[name], temp=0.0), STEPS + 1))
+    assert len(chosen) == STEPS + 1 and recorder.steps == STEPS + 1
+    assert_agrees(firstdiff.check(tmp_path / "trace", path))

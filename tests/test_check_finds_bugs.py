@@ -3,8 +3,8 @@
 import pytest
 import torch
 from firstdiff_binary import DIVERGES
-from planted import BUGS, PROMPT, SMOLLM2_BUGS, STEPS, first_wrong, kind_of, operation
-from recording import record
+from planted import BUGS, BY_NAME, PROMPT, SMOLLM2_BUGS, STEPS, first_wrong, kind_of, operation
+from recording import REAL_PROMPTS, record
 from tiny import load, prompt_ids
 
 IDS = prompt_ids(PROMPT, seed=5)
@@ -45,18 +45,14 @@ def test_a_planted_bug_is_found_where_it_is(bug, attention, firstdiff, tiny_fold
 @pytest.mark.real_model
 @pytest.mark.parametrize("bug", SMOLLM2_BUGS, ids=lambda bug: bug.name)
 def test_a_planted_bug_is_found_under_bfloat16_in_smollm2(bug, firstdiff, smollm2, smollm2_in_transformers, tmp_path):
-    from test_check_agrees import SMOLLM2_PROMPT
-
     model = smollm2_in_transformers(torch.bfloat16, "eager")
     with bug.plant(model):
-        trace = record(model, tmp_path / "trace", SMOLLM2_PROMPT, STEPS)
+        trace = record(model, tmp_path / "trace", REAL_PROMPTS["smollm2"], STEPS)
     assert_found(firstdiff.check(trace, smollm2.path), bug, bug.full_tap)
 
 
 @pytest.mark.parametrize("attention, tap", [("eager", "attn_scores"), ("sdpa", "attn_heads")])
 def test_a_stale_slot_shows_in_attention_when_the_cache_is_not_recorded(attention, tap, firstdiff, tiny_folder, tmp_path):
-    from planted import BY_NAME
-
     bug = BY_NAME["stale_slot_at_one_decode_step"]
     folder = tiny_folder(bug.model)
     model = load(folder, attention=attention)
@@ -73,8 +69,6 @@ def test_a_stale_slot_shows_in_attention_when_the_cache_is_not_recorded(attentio
 
 def test_two_bugs_are_two_findings_each_at_its_own_place(firstdiff, tiny_folder, tmp_path):
     """The second is judged from the engine's own values: the first does not hide it, nor does it count again."""
-    from planted import BY_NAME
-
     folder = tiny_folder("llama")
     model = load(folder)
     rows, gelu = BY_NAME["o_proj_rows_swapped_in_layer_2"], BY_NAME["up_proj_louder_in_layer_3"]

@@ -95,6 +95,6 @@ def test_sampling_is_repeatable_by_its_seed(smollm2, firstdiff):
 
 
 def test_a_given_prompt_of_tokens_is_used_as_it_is(smollm2, firstdiff):
-    ran = firstdiff.run(smollm2.path, "", "--tokens", "504,3575,282,4649,314", "-n", 4, "--temperature", 0)
+    ran = firstdiff.run(smollm2.path, None, "--tokens", "504,3575,282,4649,314", "-n", 4, "--temperature", 0)
     assert ran["prompt_ids"] == [504, 3575, 282, 4649, 314]
     assert len(ran["tokens"]) == 4
