@@ -8,6 +8,7 @@
 //! size alone, each piece is computed by one thread, and pieces are never summed across threads.
 
 mod arithmetic;
+mod dot;
 mod error;
 mod execute;
 mod kernels;

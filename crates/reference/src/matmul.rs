@@ -5,7 +5,7 @@ use std::ops::Range;
 use firstdiff_tensor::Real;
 use rayon::prelude::*;
 
-use crate::Error;
+use crate::{Error, dot};
 
 /// A strided matrix over borrowed elements.
 #[derive(Clone, Copy)]
@@ -75,31 +75,6 @@ pub(crate) fn product<T: Real>(out: &mut [T], out_stride: usize, a: Matrix<T>, b
     }
 }
 
-/// Sum of products in sixteen running sums, so that it vectorises.
-#[inline]
-fn dot<T: Real>(x: &[T], w: &[f32]) -> T {
-    const LANES: usize = 16;
-    let mut sums = [T::ZERO; LANES];
-    let (xs, ws) = (x.chunks_exact(LANES), w.chunks_exact(LANES));
-    let mut tail = T::ZERO;
-    for (a, b) in xs.remainder().iter().zip(ws.remainder()) {
-        tail = a.mul_add(T::from_f32(*b), tail);
-    }
-    for (a, b) in xs.zip(ws) {
-        for i in 0..LANES {
-            sums[i] = a[i].mul_add(T::from_f32(b[i]), sums[i]);
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0] + tail
-}
-
 /// Weight elements handled as one piece: 256 KiB of f32, which stays in a core's own cache.
 const PIECE: usize = 64 * 1024;
 
@@ -135,9 +110,7 @@ pub(crate) fn with_weight<T: Real>(
                 w = mapped;
             }
             if t == 1 {
-                for (out, w) in out.iter_mut().zip(w.chunks_exact(k)) {
-                    *out = dot(x, w);
-                }
+                dot::products(out, x, w);
                 return Ok(());
             }
             let w = Matrix::row_major(T::from_f32_slice(w, converted), rows, k);
