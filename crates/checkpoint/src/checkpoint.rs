@@ -102,6 +102,10 @@ impl TensorInfo {
 /// Maps a file into memory.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
+    // Opening a pipe would wait for whoever writes to it.
+    if !path.metadata().map_err(io)?.is_file() {
+        return Err(io(std::io::Error::other("not a regular file")));
+    }
     let file = File::open(path).map_err(io)?;
     // SAFETY: the map is only read, as bytes, for which every value is valid. Should another process
     // change the file meanwhile, values change; should it cut the file, the system ends this process.

@@ -26,7 +26,7 @@ const PLAIN: Pre =
 
 /// Every way that is supported.
 pub(super) const PRE_TOKENIZERS: &[Pre] = &[
-    Pre { names: &["gpt-2", "phi-2", "olmo", "jina-es", "jina-de", "mpt", "dbrx"], ..PLAIN },
+    Pre { names: &["gpt-2", "phi-2", "olmo", "jina-es", "jina-de", "mpt"], ..PLAIN },
     // What llama.cpp does for a file that names nothing.
     Pre {
         names: &["default"],
@@ -45,6 +45,7 @@ pub(super) const PRE_TOKENIZERS: &[Pre] = &[
         ..PLAIN
     },
     Pre { names: &["qwen2", "deepseek-r1-qwen", "megrez"], patterns: &[QWEN2], composes: true, ..PLAIN },
+    Pre { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], ..PLAIN },
     Pre {
         names: &["llama3", "llama-v3", "llama-bpe", "falcon3"],
         patterns: &[LLAMA3],

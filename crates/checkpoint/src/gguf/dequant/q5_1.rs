@@ -9,8 +9,8 @@ pub(super) fn dequantise(bytes: &[u8], out: &mut [f32]) {
         let high = u32::from_le_bytes(*part::<24, 4, 4>(block));
         let quants: &[u8; 16] = part::<24, 8, 16>(block);
         for i in 0..16 {
-            let low = i32::from(quants[i] & 15) | (high >> i & 1) as i32 * 16;
-            let upper = i32::from(quants[i] >> 4) | (high >> (i + 16) & 1) as i32 * 16;
+            let low = i32::from(quants[i] & 15) + ((high >> i) & 1) as i32 * 16;
+            let upper = i32::from(quants[i] >> 4) + ((high >> (i + 16)) & 1) as i32 * 16;
             out[i] = d * low as f32 + m;
             out[i + 16] = d * upper as f32 + m;
         }
