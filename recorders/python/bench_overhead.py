@@ -1,0 +1,121 @@
+"""What recording costs: the same work with and without it, in turn, medians and ratios.
+
+    python bench_overhead.py --gguf smollm2.gguf
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+PREFILL, DECODE = 64, 16
+
+
+def alternate(work, variants, runs):
+    """Times each variant in turn, so that a slow minute of the machine falls on all alike."""
+    times = {name: [] for name in variants}
+    for index in range(runs + 1):
+        for name, recording in variants.items():
+            with tempfile.TemporaryDirectory() as folder:
+                with recording(f"{folder}/trace"):
+                    spent = work()
+                size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
+            if index:  # the first round warms up
+                times[name].append((*spent, size))
+    return times
+
+
+def report(title, times):
+    print(f"\n{title}: median of {len(next(iter(times.values())))} runs; {PREFILL}-token prefill, {DECODE} decode steps")
+    print(f"{'recording':<14}{'prefill ms':>11}{'ratio':>7}{'decode ms':>11}{'ratio':>7}{'spread':>8}{'trace MB':>10}")
+    base = None
+    for name, runs in times.items():
+        prefill, decode, size = (statistics.median(column) for column in zip(*runs))
+        base = base or (prefill, decode)
+        decodes = sorted(run[1] for run in runs)
+        spread = (decodes[-1] - decodes[0]) / decode
+        print(f"{name:<14}{1e3 * prefill:>11.1f}{prefill / base[0]:>7.2f}{1e3 * decode / DECODE:>11.2f}"
+              f"{decode / base[1]:>7.2f}{spread:>8.0%}{size / 1e6:>10.1f}", flush=True)
+
+
+def bench_transformers(runs, threads, attention):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from firstdiff.transformers import record
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
+    model = LlamaForCausalLM._from_config(config, attn_implementation=attention).eval()
+    prompt = torch.randint(0, 49152, (1, PREFILL))
+
+    @torch.no_grad()
+    def work():
+        start = time.perf_counter()
+        out = model(prompt, use_cache=True)
+        middle = time.perf_counter()
+        for _ in range(DECODE):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(token, past_key_values=out.past_key_values)
+        return middle - start, time.perf_counter() - middle
+
+    variants = {
+        "off": lambda path: nullcontext(),
+        "logits only": lambda path: record(model, path, taps=["logits"]),
+        "module taps": lambda path: record(model, path, attention=False),
+        "all taps": lambda path: record(model, path),
+    }
+    report(f"transformers, SmolLM2-135M's shape, f32, {attention}, {threads} threads", alternate(work, variants, runs))
+
+
+def bench_llama_cpp(path, runs, threads, flash):
+    from llama_cpp import Llama
+
+    from firstdiff.llama_cpp import record
+
+    llama = Llama(path, n_ctx=256, n_threads=threads, n_threads_batch=threads, flash_attn=flash, verbose=False)
+    prompt = list(range(1000, 1000 + PREFILL))
+
+    def work():
+        llama.reset()
+        start = time.perf_counter()
+        llama.eval(prompt)
+        middle = time.perf_counter()
+        for token in range(DECODE):
+            llama.eval([2000 + token])
+        return middle - start, time.perf_counter() - middle
+
+    modules = ["embed", "final_norm", "logits", "layers.*.*_norm", "layers.*.*_proj", "layers.*.mlp_*",
+               "layers.*.attn_out", "layers.*.attn_resid", "layers.*.attn_heads", "layers.*.out"]
+    variants = {
+        "off": lambda path: nullcontext(),
+        "logits only": lambda path: record(llama, path, taps=["logits"]),
+        "module taps": lambda path: record(llama, path, taps=modules),
+        "all taps": lambda path: record(llama, path),
+    }
+    title = f"llama.cpp, {Path(path).name}, {'flash' if flash else 'plain'} attention, {threads} threads"
+    report(title, alternate(work, variants, runs))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", help="a GGUF file for llama.cpp; left out, only transformers is measured")
+    parser.add_argument("--runs", type=int, default=7, help="measured rounds (default 7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads (default 2)")
+    arguments = parser.parse_args()
+    for attention in ("eager", "sdpa"):
+        bench_transformers(arguments.runs, arguments.threads, attention)
+    if arguments.gguf:
+        for flash in (False, True):
+            bench_llama_cpp(arguments.gguf, arguments.runs, arguments.threads, flash)
+
+
+if __name__ == "__main__":
+    main()
