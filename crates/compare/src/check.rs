@@ -11,6 +11,7 @@ use crate::Error;
 use crate::align::Alignment;
 use crate::arithmetic::{self, ArithmeticUse};
 use crate::finding::{Finding, findings};
+use crate::inspection::inspect;
 use crate::measure::Measured;
 use crate::replay::{Judged, Replay, input};
 use crate::tokens::{self, TokenKind, Tokens};
@@ -89,6 +90,7 @@ pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Che
         }
         None => arithmetic::resolve(trace)?,
     };
+    let suspicions = inspect(model, None)?.suspicions();
     let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
     if !used.declared && quantised && wrong(&judged) > 0 {
@@ -130,7 +132,7 @@ pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Che
         .iter()
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
-    let notes = notes(trace, &alignment, &coverage, &findings, diverged);
+    let notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     Ok(Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes })
 }
 
@@ -213,8 +215,10 @@ fn notes(
     coverage: &Coverage,
     findings: &[Finding],
     diverged: bool,
+    suspicions: Vec<String>,
 ) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> =
+        suspicions.into_iter().map(|s| format!("the model file is suspicious: {s}")).collect();
     if trace.manifest.complete == Some(false) {
         notes.push(
             "the recording was not closed: the engine stopped, or still runs; whole steps only are judged"

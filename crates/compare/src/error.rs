@@ -8,6 +8,9 @@ pub enum Error {
     /// The trace could not be read.
     #[error(transparent)]
     Trace(#[from] firstdiff_trace::Error),
+    /// The model could not be read.
+    #[error(transparent)]
+    Model(#[from] firstdiff_model::Error),
     /// The model could not be executed.
     #[error(transparent)]
     Reference(#[from] firstdiff_reference::Error),

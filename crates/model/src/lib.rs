@@ -6,6 +6,7 @@
 
 mod error;
 pub mod families;
+mod inspect;
 mod model;
 pub mod ops;
 mod program;
@@ -14,6 +15,7 @@ mod settings;
 
 pub use error::Error;
 pub use families::{FAMILIES, Family};
+pub use inspect::{Flag, inspect};
 pub use model::{Model, TensorUse, Usage};
 pub use ops::OpKind;
 pub use program::{Axis, Builder, Op, Program, Value, WeightUse, extents};

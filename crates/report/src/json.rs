@@ -1,6 +1,6 @@
 //! Machine-readable results. Keys may be added, never removed.
 
-use firstdiff_compare::{Check, Diff};
+use firstdiff_compare::{Check, Diff, Inspection};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -25,4 +25,9 @@ pub fn check(result: &Check) -> Value {
 /// The result of a comparison of two traces: `firstdiff.diff/1`.
 pub fn diff(result: &Diff) -> Value {
     tagged("firstdiff.diff/1", result)
+}
+
+/// A model looked over: `firstdiff.inspect/1`.
+pub fn inspect(result: &Inspection) -> Value {
+    tagged("firstdiff.inspect/1", result)
 }

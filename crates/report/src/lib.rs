@@ -3,9 +3,11 @@
 
 mod check_text;
 mod diff_text;
+mod inspect_text;
 pub mod json;
 mod number;
 
 pub use check_text::check_text;
 pub use diff_text::diff_text;
+pub use inspect_text::inspect_text;
 pub use number::{bytes, count, short};

@@ -2,11 +2,18 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args as ClapArgs;
+use firstdiff_compare::inspect;
 
-use crate::args::OutputFormat;
+use crate::args::{OutputFormat, Resources};
 use crate::exit::Exit;
+use crate::load;
+use crate::progress::Progress;
 
 /// Look a model over before anything runs.
+///
+/// Every tensor is read and its use listed; zero, constant, non-finite and absurd values are
+/// pointed out; every configuration value that changes the numerics is shown with its origin.
+/// Exit code 0: sound; 1: something is suspicious.
 #[derive(Debug, ClapArgs)]
 pub struct Inspect {
     /// The model
@@ -14,9 +21,19 @@ pub struct Inspect {
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: OutputFormat,
+    #[command(flatten)]
+    resources: Resources,
 }
 
 pub fn run(c: &Inspect) -> Result<Exit> {
-    let _ = (&c.model, c.format);
-    anyhow::bail!("not yet")
+    c.resources.start_threads()?;
+    let model = load::model(&c.model)?;
+    let progress = Progress::new("inspecting");
+    let result = inspect(&model, Some(&|done, total| progress.report(done, total)))?;
+    drop(progress);
+    match c.format {
+        OutputFormat::Text => print!("{}", firstdiff_report::inspect_text(&result)),
+        OutputFormat::Json => println!("{:#}", firstdiff_report::json::inspect(&result)),
+    }
+    Ok(if result.sound { Exit::Agrees } else { Exit::Diverges })
 }
