@@ -138,7 +138,6 @@ def test_flipped_bits_in_a_step_are_refused_or_found(seed, check, trace):
 WRONG_TENSORS = {
     "no token_ids": dict(token_ids=...),
     "token_ids as numbers with a point": dict(token_ids=torch.tensor([1.0])),
-    "token_ids in two dimensions": dict(token_ids=torch.tensor([[1]])),
     "no tokens": dict(token_ids=torch.tensor([], dtype=torch.int64)),
     "a token id too large": dict(token_ids=torch.tensor([96])),
     "a token id far too large": dict(token_ids=torch.tensor([2**62])),
