@@ -1,6 +1,6 @@
 //! The tokens an engine chose, against those the reference would choose on the same history.
 
-use firstdiff_model::Model;
+use firstdiff_model::{Model, Program};
 use firstdiff_reference::{Arithmetic, Computed, Executor, KeyValues, StepInput, Taps, Weights};
 use firstdiff_tensor::{Real, Tensor};
 use firstdiff_trace::Trace;
@@ -78,7 +78,7 @@ pub(crate) fn compare(
     let program = &model.program;
     let executor = Executor { program, weights: &weights, arithmetic: None, lanes, progress };
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
-    let mut rows = LastRows::<f32>::new(program.ops.len(), None);
+    let mut rows = LastRows::<f32>::new(program, None);
     executor.execute(&steps, &mut KeyValues::new(program.ops.len()), &mut rows)?;
 
     let mut tokens =
@@ -105,7 +105,7 @@ pub(crate) fn compare(
     };
     // Only now is it worth executing every lane from end to end.
     let executor = Executor { arithmetic: Some(arithmetic), ..executor };
-    let mut noisy = LastRows::<f32>::new(program.ops.len(), Some(step));
+    let mut noisy = LastRows::<f32>::new(program, Some(step));
     executor.execute(&steps[..=step], &mut KeyValues::new(program.ops.len()), &mut noisy)?;
     let difference = |row: &[f32]| f64::from(row[ours as usize]) - f64::from(row[theirs as usize]);
     let exact = difference(&rows.logits[step]);
@@ -126,8 +126,12 @@ fn largest<T: Real>(row: &[T]) -> usize {
     best
 }
 
-/// Keeps the logits of each step's last row, and the lanes of one step's.
+/// Keeps the logits of each step's last row; or, of one step, those of that row in every lane.
+///
+/// The hidden state is cut to the rows that count before the output matrix, the largest product of
+/// all, is applied. The lanes of the noisy step become rows there.
 struct LastRows<T> {
+    norm_op: usize,
     logits_op: usize,
     noisy_step: Option<usize>,
     logits: Vec<Vec<T>>,
@@ -135,27 +139,33 @@ struct LastRows<T> {
 }
 
 impl<T> LastRows<T> {
-    fn new(ops: usize, noisy_step: Option<usize>) -> Self {
-        LastRows { logits_op: ops - 1, noisy_step, logits: vec![], lanes: vec![] }
+    fn new(program: &Program, noisy_step: Option<usize>) -> Self {
+        let logits_op = program.ops.len() - 1;
+        let norm_op = program.ops[logits_op].inputs.first().map_or(logits_op, |v| v.0);
+        LastRows { norm_op, logits_op, noisy_step, logits: vec![], lanes: vec![] }
     }
 }
 
 impl<T: Real> Taps<T> for LastRows<T> {
     fn recorded(&self, op: usize, step: usize) -> bool {
-        op == self.logits_op && self.noisy_step == Some(step)
+        op == self.norm_op && self.noisy_step == Some(step)
     }
 
     fn visit(&mut self, computed: Computed<T>) -> Result<Option<Tensor<T>>, firstdiff_reference::Error> {
         let last = |t: &Tensor<T>| t.row(t.rows() - 1).to_vec();
+        let value = computed.exact;
+        if computed.op == self.norm_op {
+            let rows = match computed.noise {
+                Some(noise) if !noise.lanes.is_empty() => noise.lanes.iter().map(last).collect(),
+                _ => vec![last(value)],
+            };
+            return Ok(Tensor::new([rows.len(), value.row_len()], rows.concat()).ok());
+        }
         if computed.op == self.logits_op {
-            self.logits.push(last(computed.exact));
-            if let Some(noise) = computed.noise {
-                self.lanes = noise.lanes.iter().map(last).collect();
+            if self.noisy_step == Some(computed.step) {
+                self.lanes = (0..value.rows()).map(|r| value.row(r).to_vec()).collect();
             }
-        } else if computed.op + 1 == self.logits_op && self.noisy_step.is_none() {
-            // Logits of other rows are not needed.
-            let row = last(computed.exact);
-            return Ok(Tensor::new([1, row.len()], row).ok());
+            self.logits.push(last(value));
         }
         Ok(None)
     }
