@@ -17,6 +17,7 @@ class Model:
         reader = gguf.GGUFReader(path)
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         field = lambda name: reader.fields[name].contents()
+        self._recent = {}
         arch = self.arch = field("general.architecture")
         self.layers = field(f"{arch}.block_count")
         self.heads, self.kv = field(f"{arch}.attention.head_count"), field(f"{arch}.attention.head_count_kv")
@@ -25,6 +26,16 @@ class Model:
         self.theta = field(f"{arch}.rope.freq_base")
 
     def weight(self, name, rows=slice(None)):
+        if not isinstance(rows, slice):
+            return self._dequantised(name, rows)
+        key = (name, rows.start, rows.stop)
+        if key not in self._recent:
+            while len(self._recent) >= 20:  # about one layer: a whole model in f64 would not fit a small machine
+                del self._recent[next(iter(self._recent))]
+            self._recent[key] = self._dequantised(name, rows)
+        return self._recent[key]
+
+    def _dequantised(self, name, rows):
         tensor = self.tensors[name]
         value = gguf.quants.dequantize(np.ascontiguousarray(tensor.data[rows]), tensor.tensor_type)
         return value.astype(np.float64)
@@ -61,7 +72,7 @@ class Model:
                 # quants and offset are summed apart, and may cancel
                 each = np.repeat(offsets, 32, 1)
                 magnitude = np.abs(weight - each) + np.abs(each)
-        return y, (x.shape[1] / 32 + 16) * U * (np.abs(rounded) @ magnitude.T)
+        return y, (x.shape[1] / 32 + 16) * U * (np.abs(rounded).astype(np.float32) @ magnitude.astype(np.float32).T)
 
     def half_split(self, rows, heads):
         """Undoes the llama converter's order of query and key features (last axis)."""
@@ -89,9 +100,21 @@ def q8_k(x):
     return (quants * back).reshape(x.shape)
 
 
-def check_step(model, step, layers=None):
+def check_steps(model, steps, layers=None):
     """Asserts that each tap is its operation on the taps before it; returns the names that were checked."""
     checked = set()
+    for n in [None, *(range(model.layers) if layers is None else layers)]:  # a layer's weights serve all steps
+        for step in steps:
+            _check(model, step, n, checked)
+    last = np.concatenate([step["final_norm"] for step in steps])
+    y, bound = model.product(last, "output" if "output.weight" in model.tensors else "token_embd")
+    held = np.concatenate([step["logits"] for step in steps])
+    assert held.shape == y.shape and (np.abs(held - y) <= bound).all(), "logits"
+    return checked | {"logits"}
+
+
+def _check(model, step, n, checked):
+    """Layer n of one step, or what is before and after the layers."""
     rows, positions = len(step["token_ids"]), step["positions"]
     heads, kv, size = model.heads, model.kv, model.size
 
@@ -124,50 +147,50 @@ def check_step(model, step, layers=None):
         error = 2 * ((index + 2) * angle + 4) * U * (np.abs(a) + np.abs(b))
         close(tap, y, np.concatenate([error, error], -1))
 
-    close("embed", model.weight("token_embd.weight", step["token_ids"]), 0.0)
-    for n in range(model.layers) if layers is None else layers:
-        residual = step[f"layers.{n - 1}.out"] if n else step["embed"]
-        at, block = f"layers.{n}.", f"blk.{n}."
-        get = lambda tap: step[at + tap]
-        norm(at + "attn_norm", residual, block + "attn_norm.weight")
-        linear(at + "q_proj", get("attn_norm"), block + "attn_q", heads)
-        linear(at + "k_proj", get("attn_norm"), block + "attn_k", kv)
-        linear(at + "v_proj", get("attn_norm"), block + "attn_v")
-        rotate(at + "q_rope", get("q_proj"), heads)
-        rotate(at + "k_rope", get("k_proj"), kv)
-        keys, values = get("k_cache"), get("v_cache")
-        assert keys.dtype == values.dtype == np.float16 and len(keys) == positions[-1] + 1
-        assert np.array_equal(keys[positions], get("k_rope").astype(np.float16))
-        assert np.array_equal(values[positions], get("v_proj").reshape(rows, kv, size).astype(np.float16))
-        checked.update((at + "k_cache", at + "v_cache"))
-        keys, values = (np.repeat(x.astype(np.float64), heads // kv, 1) for x in (keys, values))
-        q = f16(get("q_rope"))
-        scores = np.einsum("qhd,khd->hqk", q, keys) * size**-0.5
-        seen = np.arange(len(keys))[None] <= positions[:, None]
-        if at + "attn_scores" in step:
-            close(at + "attn_scores", scores,
-                  size * U * np.einsum("qhd,khd->hqk", np.abs(q), np.abs(keys)) * size**-0.5)
-            scores = get("attn_scores").astype(np.float64)
-        probs = np.where(seen, np.exp(scores - np.where(seen, scores, -np.inf).max(-1, keepdims=True)), 0)
-        probs /= probs.sum(-1, keepdims=True)
-        if at + "attn_probs" in step:
-            close(at + "attn_probs", probs, (16 + len(keys) + 4 * np.abs(scores).max(-1, keepdims=True)) * U * probs)
-            probs = f16(get("attn_probs"))
-            unit = U
-        else:
-            unit = 2.0**-11  # flash attention adds the values up in f16
-        close(at + "attn_heads", np.einsum("hqk,khd->qhd", probs, values),
-              (len(keys) + 4) * unit * np.einsum("hqk,khd->qhd", probs, np.abs(values)))
-        linear(at + "attn_out", get("attn_heads"), block + "attn_output")
-        add(at + "attn_resid", residual, get("attn_out"))
-        norm(at + "mlp_norm", get("attn_resid"), block + "ffn_norm.weight")
-        linear(at + "gate_proj", get("mlp_norm"), block + "ffn_gate")
-        linear(at + "up_proj", get("mlp_norm"), block + "ffn_up")
-        gate = get("gate_proj").astype(np.float64)
-        act = gate / (1 + np.exp(-gate)) * get("up_proj")
-        close(at + "mlp_act", act, 16 * U * np.abs(act))
-        linear(at + "mlp_out", get("mlp_act"), block + "ffn_down")
-        add(at + "out", get("attn_resid"), get("mlp_out"))
-    norm("final_norm", step[f"layers.{model.layers - 1}.out"], "output_norm.weight")
-    linear("logits", step["final_norm"], "output" if "output.weight" in model.tensors else "token_embd")
-    return checked
+    if n is None:
+        close("embed", model.weight("token_embd.weight", step["token_ids"]), 0.0)
+        norm("final_norm", step[f"layers.{model.layers - 1}.out"], "output_norm.weight")
+        return
+    residual = step[f"layers.{n - 1}.out"] if n else step["embed"]
+    at, block = f"layers.{n}.", f"blk.{n}."
+    get = lambda tap: step[at + tap]
+    norm(at + "attn_norm", residual, block + "attn_norm.weight")
+    linear(at + "q_proj", get("attn_norm"), block + "attn_q", heads)
+    linear(at + "k_proj", get("attn_norm"), block + "attn_k", kv)
+    linear(at + "v_proj", get("attn_norm"), block + "attn_v")
+    rotate(at + "q_rope", get("q_proj"), heads)
+    rotate(at + "k_rope", get("k_proj"), kv)
+    keys, values = get("k_cache"), get("v_cache")
+    assert keys.dtype == values.dtype == np.float16 and len(keys) == positions[-1] + 1
+    assert np.array_equal(keys[positions], get("k_rope").astype(np.float16)), f"{at}k_cache"
+    new = get("v_proj").reshape(rows, kv, size).astype(np.float16)
+    assert np.array_equal(values[positions], new), f"{at}v_cache"
+    checked.update((at + "k_cache", at + "v_cache"))
+    keys, values = (np.repeat(x.astype(np.float64), heads // kv, 1) for x in (keys, values))
+    q = f16(get("q_rope"))
+    scores = np.einsum("qhd,khd->hqk", q, keys) * size**-0.5
+    seen = np.arange(len(keys))[None] <= positions[:, None]
+    if at + "attn_scores" in step:
+        close(at + "attn_scores", scores,
+              size * U * np.einsum("qhd,khd->hqk", np.abs(q), np.abs(keys)) * size**-0.5)
+        scores = get("attn_scores").astype(np.float64)
+    probs = np.where(seen, np.exp(scores - np.where(seen, scores, -np.inf).max(-1, keepdims=True)), 0)
+    probs /= probs.sum(-1, keepdims=True)
+    if at + "attn_probs" in step:
+        close(at + "attn_probs", probs, (16 + len(keys) + 4 * np.abs(scores).max(-1, keepdims=True)) * U * probs)
+        probs = f16(get("attn_probs"))
+        unit = U
+    else:
+        unit = 2.0**-11  # flash attention adds the values up in f16
+    close(at + "attn_heads", np.einsum("hqk,khd->qhd", probs, values),
+          (len(keys) + 4) * unit * np.einsum("hqk,khd->qhd", probs, np.abs(values)))
+    linear(at + "attn_out", get("attn_heads"), block + "attn_output")
+    add(at + "attn_resid", residual, get("attn_out"))
+    norm(at + "mlp_norm", get("attn_resid"), block + "ffn_norm.weight")
+    linear(at + "gate_proj", get("mlp_norm"), block + "ffn_gate")
+    linear(at + "up_proj", get("mlp_norm"), block + "ffn_up")
+    gate = get("gate_proj").astype(np.float64)
+    act = gate / (1 + np.exp(-gate)) * get("up_proj")
+    close(at + "mlp_act", act, 16 * U * np.abs(act))
+    linear(at + "mlp_out", get("mlp_act"), block + "ffn_down")
+    add(at + "out", get("attn_resid"), get("mlp_out"))
