@@ -1,1 +1,35 @@
-fn main() {}
+//! `cargo dev`: what developing firstdiff takes. Not published.
+
+mod bench;
+mod demo;
+mod models;
+mod python;
+mod test;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo dev")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every test: Rust, the Python recorders, and everything end to end on real models
+    Test(test::Test),
+    /// Measure speed and memory side by side with transformers
+    Bench(bench::Bench),
+    /// Make the demo's bundled files again, from a real transformers run
+    Demo,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Command::Test(c) => test::run(&c),
+        Command::Bench(c) => bench::run(&c),
+        Command::Demo => demo::run(),
+    }
+}

