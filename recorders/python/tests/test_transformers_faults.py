@@ -241,3 +241,15 @@ def test_misuse_is_refused_before_anything_runs(tmp_path):
         with record(model.model, tmp_path / "t"):
             pytest.fail("the block must not run")
     assert state_of(model) == before
+
+
+def test_a_model_that_lacks_a_module_is_warned_about_and_left_as_it_was(tmp_path):
+    model = make("llama")
+    layer = model.model.layers[1].mlp
+    layer.renamed_proj, layer.up_proj = layer.up_proj, None
+    del layer.up_proj
+    before = state_of(model)
+    with pytest.warns(RecorderWarning, match="up_proj"):
+        with record(model, tmp_path / "t"):
+            assert state_of(model) == before
+    assert state_of(model) == before

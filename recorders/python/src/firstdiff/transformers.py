@@ -13,10 +13,8 @@ recording on. A failure of the recorder is warned about once and ends the record
 from __future__ import annotations
 
 import functools
-import platform
 import weakref
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any, Callable, Iterable, Iterator, Optional, Union
 
 import torch
@@ -24,6 +22,7 @@ from torch import nn
 
 from . import __version__
 from ._attention import ScoreWatcher, watch
+from ._describe import describe, sampling
 from ._forward import Forward, is_one_sequence, read_call, rows_of
 from ._session import RecorderWarning, Selection, Session, Step
 from .trace import Array, Raw, Writer
@@ -33,7 +32,6 @@ __all__ = ["Recorder", "RecorderWarning", "record"]
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
-_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 
 
 @contextmanager
@@ -84,7 +82,7 @@ class Recorder:
                 path,
                 producer={"name": "firstdiff.transformers", "version": __version__},
                 overwrite=overwrite,
-                **_describe(model, self.implementation),
+                **describe(model, self.implementation),
             )
         )
         self._undo: list[Callable[[], Any]] = []
@@ -103,8 +101,11 @@ class Recorder:
     # ---- hooks on and off -------------------------------------------------------------------------------------
 
     def attach(self) -> None:
+        self.session.guard(self._attach)
         if not self.session.alive:
-            return
+            self._detach()
+
+    def _attach(self) -> None:
         model, config = self.model, self.model.config
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
@@ -142,22 +143,31 @@ class Recorder:
 
     def close(self, complete: bool) -> None:
         """Puts the model back as it was and ends the trace."""
+        self._detach()
+        self.session.guard(self._flush)
+        self.session.close(complete=complete)
+
+    def _detach(self) -> None:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
         self._unwatch_cache()
         self._current = None
-        self.session.guard(self._flush)
-        self.session.close(complete=complete)
 
     def _output(self, module: nn.Module, tap: str) -> None:
         if self.wants(tap):
-            hook = lambda _module, _args, out: self._take(tap, out[0] if isinstance(out, tuple) else out)
+
+            def hook(_module: nn.Module, _args: tuple, out: Any) -> None:
+                self._take(tap, out[0] if isinstance(out, tuple) else out)
+
             self._undo.append(module.register_forward_hook(hook).remove)
 
     def _input(self, module: nn.Module, tap: str, heads: Optional[int] = None) -> None:
         if self.wants(tap):
-            hook = lambda _module, args: self._take(tap, args[0].unflatten(-1, (heads, -1)) if heads else args[0])
+
+            def hook(_module: nn.Module, args: tuple) -> None:
+                self._take(tap, args[0], heads)
+
             self._undo.append(module.register_forward_pre_hook(hook).remove)
 
     # ---- one call of the model --------------------------------------------------------------------------------
@@ -220,10 +230,15 @@ class Recorder:
         if cache is not None:
             self._sequences[cache] = call.first_sequence
 
-    def _take(self, tap: str, value: torch.Tensor) -> None:
+    def _take(self, tap: str, value: torch.Tensor, heads: Optional[int] = None) -> None:
         call = self._current
+
+        def take() -> None:
+            rows = call.kept_rows(value)
+            call.taps[tap] = _copy(rows.unflatten(-1, (heads, -1)) if heads else rows)
+
         if call is not None:
-            self.session.guard(lambda: call.taps.__setitem__(tap, _copy(call.kept_rows(value))))
+            self.session.guard(take)
 
     # ---- attention --------------------------------------------------------------------------------------------
 
@@ -235,8 +250,7 @@ class Recorder:
         self.session.guard(lambda: self._before_attention(call, at, query, key, value))
         watch_scores = is_one_sequence(call) and self.implementation != "sdpa" and self.wants(at + "attn_scores")
         if watch_scores:
-            copy = lambda scores: self.session.guard(lambda: self._square(call, scores))
-            with ScoreWatcher(query, copy) as watcher:
+            with ScoreWatcher(query, lambda scores: self.session.guard(lambda: self._square(call, scores))) as watcher:
                 result = inner(module, query, key, value, *args, **kw)
             if watcher.scores is not None:
                 call.taps[at + "attn_scores"] = watcher.scores
@@ -262,8 +276,8 @@ class Recorder:
 
     def _after_attention(self, call: Forward, at: str, result: Any) -> None:
         if self.wants(at + "attn_heads"):
-            self._take(at + "attn_heads", result[0].unflatten(-1, (self.model.config.num_attention_heads, -1))
-                       if result[0].dim() == 3 else result[0])
+            flat = result[0].dim() == 3
+            self._take(at + "attn_heads", result[0], self.model.config.num_attention_heads if flat else None)
         if result[1] is not None and self.wants(at + "attn_probs"):
             if is_one_sequence(call):
                 probs = self._square(call, result[1])
@@ -322,7 +336,7 @@ class Recorder:
             prompt = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
             self._prompt_length = prompt.shape[1] if isinstance(prompt, torch.Tensor) and prompt.dim() == 2 else None
             if self.session.alive:
-                self.session.guard(lambda: self.session.writer.update(sampling=_sampling(model, args, kwargs)))
+                self.session.guard(lambda: self.session.writer.update(sampling=sampling(model, args, kwargs)))
                 if model.device.type != "cpu":
                     kwargs.setdefault("disable_compile", True)  # a compiled forward has no hooks
             result = None
@@ -363,30 +377,3 @@ def _array(value: torch.Tensor) -> Union[Array, Raw]:
     if value.dtype == torch.bfloat16:
         return Raw(value.view(torch.int16).numpy(), "BF16", tuple(value.shape))
     return value.numpy()
-
-
-def _describe(model: Any, implementation: str) -> dict[str, Any]:
-    weights = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
-    device = model.device
-    autocast = torch.is_autocast_enabled(device.type)
-    activations = _DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
-    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    stop = getattr(model.config, "eos_token_id", None) if stop is None else stop
-    return {
-        "model": {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-                  "family": model.config.model_type},
-        "arithmetic": {"weights": weights, "activations": activations, "kv_cache": activations,
-                       "attention": implementation},
-        "environment": {"python": platform.python_version(), "torch": torch.__version__,
-                        "transformers": version("transformers"), "safetensors": version("safetensors"),
-                        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                        "threads": torch.get_num_threads(), "attn_implementation": implementation},
-        "stop_ids": [] if stop is None else [int(stop)] if isinstance(stop, int) else [int(one) for one in stop],
-    }
-
-
-def _sampling(model: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
-    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams")
-    values = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}

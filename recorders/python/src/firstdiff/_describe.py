@@ -1,0 +1,38 @@
+"""What trace.json says of a transformers model: its arithmetic, its surroundings, how it samples and when it stops."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+
+
+def describe(model: Any, implementation: str) -> dict[str, Any]:
+    weights = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
+    device = model.device
+    autocast = torch.is_autocast_enabled(device.type)
+    activations = _DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
+    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    stop = getattr(model.config, "eos_token_id", None) if stop is None else stop
+    return {
+        "model": {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+                  "family": model.config.model_type},
+        "arithmetic": {"weights": weights, "activations": activations, "kv_cache": activations,
+                       "attention": implementation},
+        "environment": {"python": platform.python_version(), "torch": torch.__version__,
+                        "transformers": version("transformers"), "safetensors": version("safetensors"),
+                        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+                        "threads": torch.get_num_threads(), "attn_implementation": implementation},
+        "stop_ids": [] if stop is None else [int(stop)] if isinstance(stop, int) else [int(one) for one in stop],
+    }
+
+
+def sampling(model: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
+    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams")
+    values = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
