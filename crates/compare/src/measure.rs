@@ -254,7 +254,7 @@ fn common_scale(recorded: &Tensor<f64>, exact: &Tensor<f64>, noise: &Noise<f64>)
         return (0.0, 0.0);
     }
     let together = total[3..].iter().map(|s| s * s).sum::<f64>() / lanes.max(1) as f64;
-    let deviation = (variance + together).sqrt();
+    let deviation = (variance + together + noise.along).sqrt();
     let sigmas = if fit == 0.0 { 0.0 } else { (fit.abs() / deviation).min(MAX_RATIO) };
     (fit / square, sigmas)
 }

@@ -105,7 +105,7 @@ fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>
     let cut = |t: &Tensor<f64>| tail(t, shape);
     let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
     let variance = variance.unwrap_or_default();
-    (cut(exact), Noise { variance, lanes: noise.lanes.iter().map(cut).collect() })
+    (cut(exact), Noise { variance, lanes: noise.lanes.iter().map(cut).collect(), along: noise.along })
 }
 
 /// The last elements along every axis.

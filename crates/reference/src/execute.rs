@@ -12,6 +12,7 @@ use crate::weights::Weights;
 
 mod exact;
 mod noise;
+mod shared;
 
 /// The input rows of one forward call.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +48,9 @@ pub struct Noise<T> {
     /// Possible values before that last rounding, one for each lane; empty where the operation's
     /// inner values do not round (the exact value is then the only one).
     pub lanes: Vec<Tensor<T>>,
+    /// Variance of `sum of error * exact` that comes from rounding the inputs of a product: one input
+    /// moves many outputs, so their errors are not independent and `variance` does not tell.
+    pub along: f64,
 }
 
 /// A value, and what rounding may do to it where that was asked for.

@@ -42,6 +42,11 @@ impl<'a, T: Real> Matrix<'a, T> {
 
 /// `out = alpha a b`, with `out` `[a.rows, b.cols]` row-major with `out_stride`, by one thread.
 pub(crate) fn product<T: Real>(out: &mut [T], out_stride: usize, a: Matrix<T>, b: Matrix<T>, alpha: T) {
+    multiply(out, out_stride, a, b, alpha, false);
+}
+
+/// The same, added to what `out` holds where `add`.
+fn multiply<T: Real>(out: &mut [T], out_stride: usize, a: Matrix<T>, b: Matrix<T>, alpha: T, add: bool) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     if m == 0 || n == 0 {
         return;
@@ -58,14 +63,15 @@ pub(crate) fn product<T: Real>(out: &mut [T], out_stride: usize, a: Matrix<T>, b
             out.as_mut_ptr(),
             1,
             out_stride as isize,
-            false,
+            add,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
             b.data.as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
-            T::ZERO,
+            // The first factor is that of what `out` holds.
+            if add { T::ONE } else { T::ZERO },
             alpha,
             false,
             false,
@@ -121,6 +127,38 @@ pub(crate) fn with_weight<T: Real>(
     Ok(if t == 1 { transposed } else { transpose(&transposed, n, t) })
 }
 
+/// `g = y w` for rows `y` `[t, n]` and a weight `[n, k]`: the transposed product, `[t, k]`. Pieces are
+/// summed in a fixed number of groups, then the groups in order: the threads do not matter.
+pub(crate) fn with_transposed_weight(
+    y: &[f32],
+    (n, k): (usize, usize),
+    source: &impl RowSource,
+) -> Result<Vec<f32>, Error> {
+    let t = y.len().checked_div(n).unwrap_or(0);
+    let piece = (PIECE / k.max(1)).clamp(8, n.max(8));
+    let groups = (GROUP_BYTES / (t * k * size_of::<f32>()).max(1)).clamp(1, 16);
+    let rows = n.div_ceil(groups).next_multiple_of(piece);
+    let sums = (0..n.div_ceil(rows.max(1))).into_par_iter().map(|group| {
+        let (mut buffer, mut sum) = (Vec::new(), vec![0f32; t * k]);
+        for first in (group * rows..n.min((group + 1) * rows)).step_by(piece) {
+            let last = (first + piece).min(n);
+            let w = Matrix::row_major(source.rows(first..last, &mut buffer)?, last - first, k);
+            let y = Matrix { data: &y[first..], rows: t, cols: last - first, row_stride: n, col_stride: 1 };
+            multiply(&mut sum, k, y, w, 1.0, true);
+        }
+        Ok::<_, Error>(sum)
+    });
+    let sums = sums.collect::<Result<Vec<_>, _>>()?;
+    let mut total = vec![0f32; t * k];
+    for sum in sums {
+        total.iter_mut().zip(sum).for_each(|(t, s)| *t += s);
+    }
+    Ok(total)
+}
+
+/// Memory for the groups' sums.
+const GROUP_BYTES: usize = 64 << 20;
+
 /// `[rows, cols]` to `[cols, rows]`.
 fn transpose<T: Real>(data: &[T], rows: usize, cols: usize) -> Vec<T> {
     let mut out = vec![T::ZERO; data.len()];
@@ -144,6 +182,24 @@ mod tests {
         x.chunks(k)
             .flat_map(|x| w.chunks(k).map(move |w| x.iter().zip(w).map(|(a, b)| a * f64::from(*b)).sum()))
             .collect()
+    }
+
+    #[test]
+    fn transposed_products_agree_with_the_definition() {
+        for (t, k, n) in [(1, 37, 9), (3, 5, 40_000), (2, 5000, 40)] {
+            let y: Vec<f32> = (0..t * n).map(|i| (i as f32 * 0.37).sin()).collect();
+            let w: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.73).cos()).collect();
+            let g = with_transposed_weight(&y, (n, k), &Whole(&w, k)).unwrap();
+            for (row, g) in g.chunks(k).enumerate() {
+                for (c, g) in g.iter().enumerate() {
+                    let expected: f64 =
+                        (0..n).map(|r| f64::from(y[row * n + r]) * f64::from(w[r * k + c])).sum();
+                    // A sum of n products of magnitude 1 at most, in f32, one after another.
+                    let bound = n as f64 * (n as f64).sqrt() * f64::from(f32::EPSILON);
+                    assert!((f64::from(*g) - expected).abs() < bound, "{t} {k} {n}: {g} {expected}");
+                }
+            }
+        }
     }
 
     struct Whole<'w>(&'w [f32], usize);

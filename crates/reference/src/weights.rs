@@ -78,13 +78,26 @@ impl<'m> Weights<'m> {
         x: &[T],
         map: Option<fn(f32) -> f32>,
     ) -> Result<Vec<T>, Error> {
+        self.with_rows(name, |shape, rows| matmul::with_weight(x, shape, rows, map))
+    }
+
+    /// `y w`: the transposed product.
+    pub(crate) fn transposed_product(&self, name: &str, y: &[f32]) -> Result<Vec<f32>, Error> {
+        self.with_rows(name, |shape, rows| matmul::with_transposed_weight(y, shape, rows))
+    }
+
+    /// Hands a weight `[n, k]` to `f`, wherever it lies.
+    fn with_rows<R>(
+        &self,
+        name: &str,
+        f: impl FnOnce((usize, usize), &Rows<'_, 'm>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
         let info = self.info(name)?;
         let (n, k) = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product::<usize>());
         let kept = self.keep(info)?;
         let mapped = if self.round.is_none() { self.checkpoint.mapped_f32(info) } else { None };
-        let source =
-            Rows { weights: self, info, whole: kept.as_ref().map(|v| v.as_slice()).or(mapped), width: k };
-        matmul::with_weight(x, (n, k), &source, map)
+        let whole = kept.as_ref().map(|v| v.as_slice()).or(mapped);
+        f((n, k), &Rows { weights: self, info, whole, width: k })
     }
 
     /// The dequantised weight, if it is or can be kept. What is mapped as f32 already needs no copy.

@@ -11,7 +11,7 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Executor, Flight, Inputs, Noise, exact};
+use super::{Executor, Flight, Inputs, Noise, exact, shared};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding, MatmulInputs};
 use crate::error::Error;
 use crate::kernels::input::input_variance;
@@ -54,13 +54,14 @@ pub(super) fn compute<T: Real>(
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s))
             .collect::<Result<_, _>>()?,
     };
+    let along = shared::along(executor, arithmetic, op, inputs, exact, recorded)?;
     let store = arithmetic.store;
     let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
     Ok(parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
                 let variance = variance(exact, &lanes, sums.as_deref(), store);
-                return Spread { noise: Some(Noise { variance, lanes }), lanes: vec![] };
+                return Spread { noise: Some(Noise { variance, lanes, along: along[s] }), lanes: vec![] };
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
@@ -258,5 +259,5 @@ pub(super) fn stored_rows<T: Real>(
 pub(super) fn of_cache<T: Real>(a: &Arithmetic, exact: &Tensor<T>, lanes: &[Arc<Tensor<T>>]) -> Noise<T> {
     let lanes: Vec<Tensor<T>> = lanes.iter().map(|l| l.as_ref().clone()).collect();
     let format = if a.kv_cache == a.store && lanes.is_empty() { Float::F64 } else { a.kv_cache };
-    Noise { variance: variance(exact, &lanes, None, format), lanes }
+    Noise { variance: variance(exact, &lanes, None, format), lanes, along: 0.0 }
 }

@@ -21,15 +21,43 @@ pub(crate) fn input_variance<T: Real>(x: &[T], k: usize, rounding: InputRounding
 /// One block `x = d q`, `d = max|x| / 127`, `q` whole numbers. The scale's own rounding moves all of
 /// the block by up to its roundoff, a third of that square on average.
 fn in_blocks<T: Real>(block: &[T], scale: Float) -> impl Iterator<Item = f64> {
-    let d = block.iter().map(|x| x.to_f64().abs()).fold(0.0, f64::max) / 127.0;
     let u = scale.unit_roundoff();
-    block.iter().map(move |x| {
-        let x = x.to_f64();
-        if d == 0.0 {
-            return 0.0;
-        }
-        let q = x / d;
-        let fraction = q - q.floor();
-        fraction * (1.0 - fraction) * d * d + u * u / 3.0 * x * x
-    })
+    let d = step(block);
+    block.iter().map(move |x| quantisation(x.to_f64(), d) + u * u / 3.0 * x.to_f64() * x.to_f64())
+}
+
+/// The distance between two neighbouring values of a block.
+fn step<T: Real>(block: &[T]) -> f64 {
+    block.iter().map(|x| x.to_f64().abs()).fold(0.0, f64::max) / 127.0
+}
+
+/// Variance of rounding `x` to a multiple of `d` at random.
+fn quantisation(x: f64, d: f64) -> f64 {
+    if d == 0.0 {
+        return 0.0;
+    }
+    let fraction = x / d - (x / d).floor();
+    fraction * (1.0 - fraction) * d * d
+}
+
+/// Variance of `sum of error * direction` over one row, when the row is rounded as `rounding` says.
+/// A block's scale errs for all of it at once.
+pub(crate) fn variance_along<T: Real>(x: &[T], direction: &[f32], rounding: InputRounding) -> f64 {
+    let elements = |x: &[T], g: &[f32], variance: &dyn Fn(f64) -> f64| -> f64 {
+        x.iter().zip(g).map(|(x, &g)| variance(x.to_f64()) * f64::from(g) * f64::from(g)).sum()
+    };
+    match rounding {
+        InputRounding::None => 0.0,
+        InputRounding::Float(format) => elements(x, direction, &|x| format.rounding_variance(x)),
+        InputRounding::Blocks { len, scale } => x
+            .chunks(len)
+            .zip(direction.chunks(len))
+            .map(|(x, g)| {
+                let d = step(x);
+                let together: f64 = x.iter().zip(g).map(|(x, &g)| x.to_f64() * f64::from(g)).sum();
+                let u = scale.unit_roundoff();
+                elements(x, g, &|x| quantisation(x, d)) + u * u / 3.0 * together * together
+            })
+            .sum(),
+    }
 }
