@@ -91,7 +91,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
 /// Token ids separated by commas.
 pub fn parse_tokens(text: &str) -> Result<Vec<i64>, String> {
     let parse = |t: &str| t.trim().parse::<i64>().map_err(|_| format!("'{t}' is no token id; write 1,2,3"));
-    text.split(',').filter(|t| !t.trim().is_empty()).map(parse).collect()
+    text.split(',').map(parse).collect()
 }
 
 #[cfg(test)]

@@ -167,8 +167,20 @@ fn wrong(judged: &[Judged]) -> usize {
     judged.iter().filter(|j| Measured::is_wrong(&j.measured)).count()
 }
 
-/// Refuses a trace that names another model.
+/// Refuses a trace that names another model, or has tokens this one does not.
 fn same_model(trace: &Trace, model: &Model) -> Result<(), Error> {
+    let vocab = model.program.vocab;
+    for step in &trace.steps {
+        let outside = |t: i64| usize::try_from(t).map_or(true, |t| t >= vocab);
+        if let Some(row) = step.token_ids.iter().position(|&t| outside(t)) {
+            return Err(Error::Vocabulary {
+                file: step.path().into(),
+                row,
+                token: step.token_ids[row],
+                vocab,
+            });
+        }
+    }
     let Some(spec) = &trace.manifest.model else { return Ok(()) };
     let differ = |key, trace_says: &str, model_is: String| Error::OtherModel {
         file: trace.path().join("trace.json"),

@@ -41,6 +41,20 @@ pub enum Error {
         /// Layers of the model.
         layers: usize,
     },
+    /// A token that the model does not have.
+    #[error(
+        "{file}: 'token_ids' row {row} is {token}, outside this model's vocabulary of {vocab}; the trace is of another model, or its ids are damaged"
+    )]
+    Vocabulary {
+        /// The step file.
+        file: PathBuf,
+        /// The row.
+        row: usize,
+        /// The id.
+        token: i64,
+        /// Ids the model has.
+        vocab: usize,
+    },
     /// The trace names another model.
     #[error(
         "{file}: the trace was recorded from {key} '{trace}', the model given is '{model}'; give the model it was recorded from"
