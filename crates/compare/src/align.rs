@@ -1,10 +1,12 @@
 //! Which recorded values belong to which operations, in which shape.
 
 use firstdiff_model::{Axis, OpKind, Program, extents};
+use firstdiff_reference::{StepInput, visible_keys};
 use firstdiff_tensor::{Real, Tensor};
 use firstdiff_trace::{Step, Trace, tap};
 
 use crate::Error;
+use crate::replay::input;
 
 /// How a recorded tensor is brought to the axes of its operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +33,8 @@ impl Alignment {
         let layers = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |l| l + 1);
         let last_cache = program.ops.iter().rposition(|op| matches!(op.kind, OpKind::Cache(_))).unwrap_or(0);
         let mut alignment = Alignment::default();
-        let mut keys = 0;
-        for step in &trace.steps {
-            keys += step.rows();
+        let inputs: Vec<StepInput> = trace.steps.iter().map(input).collect();
+        for (step, keys) in trace.steps.iter().zip(visible_keys(&inputs)) {
             for name in step.taps().keys() {
                 if tap::split(name).0.is_some_and(|layer| layer >= layers) {
                     return Err(Error::Layer { file: step.path().into(), tap: name.clone(), layers });

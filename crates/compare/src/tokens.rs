@@ -41,15 +41,27 @@ pub struct Tokens {
 /// distribution, with room for the deviation being estimated from a handful of executions.
 const TIE: f64 = 5.0;
 
-/// The token chosen after each step, where the trace tells: `sampled`, or the next step's input.
-fn choices(trace: &Trace) -> Vec<Option<i64>> {
-    let follows = |s: usize| {
-        let next = trace.steps.get(s + 1)?;
-        let single = next.rows() == 1 && next.sequence == [0];
+/// The token chosen after each step, where the trace tells: `sampled`; or the next step's input, if
+/// the engine's own logits call for it. A token that they do not call for may have been given to
+/// the engine, not chosen by it.
+fn choices(trace: &Trace) -> Result<Vec<Option<i64>>, Error> {
+    let follows = |s: usize| -> Result<Option<i64>, Error> {
+        let Some(next) = trace.steps.get(s + 1) else { return Ok(None) };
         let continues = next.positions.first() == trace.steps[s].positions.last().map(|p| p + 1).as_ref();
-        (single && continues).then(|| next.token_ids[0])
+        let Some(logits) = trace.steps[s].read::<f64>("logits")? else { return Ok(None) };
+        if next.rows() != 1 || !continues || logits.is_empty() {
+            return Ok(None);
+        }
+        let row = logits.row(logits.rows() - 1);
+        let token = next.token_ids[0];
+        let value = usize::try_from(token).ok().and_then(|t| row.get(t));
+        Ok(value.is_some_and(|v| row.iter().all(|x| x <= v)).then_some(token))
     };
-    (0..trace.steps.len()).map(|s| trace.steps[s].sampled.or_else(|| follows(s))).collect()
+    let choice = |s: usize| match trace.steps[s].sampled {
+        Some(token) => Ok(Some(token)),
+        None => follows(s),
+    };
+    (0..trace.steps.len()).map(choice).collect()
 }
 
 /// Whether tokens were chosen by the largest logit.
@@ -69,7 +81,7 @@ pub(crate) fn compare(
     lanes: usize,
     progress: Option<&(dyn Fn(usize) + Sync)>,
 ) -> Result<Option<Tokens>, Error> {
-    let choices = choices(trace);
+    let choices = choices(trace)?;
     let batched = trace.steps.iter().any(|s| s.sequence.iter().any(|&q| q != 0));
     if batched || !greedy(trace) || choices.iter().all(Option::is_none) {
         return Ok(None);

@@ -7,7 +7,7 @@ use firstdiff_tensor::{Real, Tensor};
 
 use crate::arithmetic::Arithmetic;
 use crate::error::Error;
-use crate::keys::{KeyLabel, KeyValues};
+use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 use crate::weights::Weights;
 
 mod exact;
@@ -32,7 +32,7 @@ impl StepInput {
         StepInput { token_ids: token_ids.to_vec(), positions, sequence: vec![0; token_ids.len()] }
     }
 
-    fn labels(&self) -> impl Iterator<Item = KeyLabel> {
+    pub(crate) fn labels(&self) -> impl Iterator<Item = KeyLabel> {
         self.sequence
             .iter()
             .zip(&self.positions)
@@ -119,8 +119,8 @@ pub struct Executor<'a> {
 struct Inputs<'a, T> {
     values: Vec<&'a Flight<T>>,
     step: &'a StepInput,
-    /// All keys stored by the end of the step, oldest first.
-    keys: &'a [KeyLabel],
+    /// The keys stored, oldest first.
+    keys: &'a StepKeys,
 }
 
 impl Executor<'_> {
@@ -136,12 +136,10 @@ impl Executor<'_> {
         taps: &mut impl Taps<T>,
     ) -> Result<(), Error> {
         self.validate(steps)?;
-        let mut ends = Vec::with_capacity(steps.len());
-        for step in steps {
-            keys.labels.extend(step.labels());
-            ends.push(keys.labels.len());
+        let step_keys = step_keys(&keys.labels, steps);
+        if let Some(last) = step_keys.last() {
+            keys.labels.clone_from(&last.labels);
         }
-        let labels = keys.labels.clone();
         let last_uses = self.program.last_uses();
         let mut flights: Vec<Vec<Option<Flight<T>>>> = vec![vec![]; self.program.ops.len()];
         for (index, op) in self.program.ops.iter().enumerate() {
@@ -152,7 +150,7 @@ impl Executor<'_> {
                     .map(|(s, step)| Inputs {
                         values: op.inputs.iter().filter_map(|v| flights[v.0][s].as_ref()).collect(),
                         step,
-                        keys: &labels[..ends[s]],
+                        keys: &step_keys[s],
                     })
                     .collect();
                 if let OpKind::Cache(cache) = &op.kind {
@@ -231,6 +229,7 @@ impl Executor<'_> {
             if let Some(a) = self.arithmetic {
                 lanes = noise::stored_rows(self.lanes, a, index, s, new, recorded);
             }
+            keys.truncate(index, input.keys.kept, cache.heads * cache.dim);
             let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));
             let lanes: Vec<_> = lanes.into_iter().map(Arc::new).collect();
             let noise = match self.arithmetic {

@@ -4,11 +4,43 @@ use std::sync::Arc;
 
 use firstdiff_tensor::{Real, Tensor};
 
+use crate::execute::StepInput;
+
 /// Whom a key belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeyLabel {
     pub sequence: i64,
     pub position: u32,
+}
+
+/// The keys stored when a step attends: how many of the earlier ones are kept, and all labels.
+#[derive(Clone, Debug)]
+pub(crate) struct StepKeys {
+    pub kept: usize,
+    pub labels: Vec<KeyLabel>,
+}
+
+/// The keys of every step, after those of `stored`. A step that goes back to a position its sequence
+/// has passed already (a rewound or reused cache) replaces the rows from there on.
+pub(crate) fn step_keys(stored: &[KeyLabel], steps: &[StepInput]) -> Vec<StepKeys> {
+    let mut labels = stored.to_vec();
+    let mut out = Vec::with_capacity(steps.len());
+    for step in steps {
+        if let (Some(&sequence), Some(&position)) = (step.sequence.first(), step.positions.first()) {
+            let passed = |l: &&KeyLabel| l.sequence == sequence && l.position >= position;
+            let dropped = labels.iter().rev().take_while(passed).count();
+            labels.truncate(labels.len() - dropped);
+        }
+        let kept = labels.len();
+        labels.extend(step.labels());
+        out.push(StepKeys { kept, labels: labels.clone() });
+    }
+    out
+}
+
+/// How many keys are visible to each step of a trace, from the first step on.
+pub fn visible_keys(steps: &[StepInput]) -> Vec<usize> {
+    step_keys(&[], steps).iter().map(|k| k.labels.len()).collect()
 }
 
 /// What one cache operation has stored so far, `[K, Hkv, D]`, once exactly and once for each lane.
@@ -39,6 +71,14 @@ impl<T: Real> KeyValues<T> {
     /// Whether nothing is stored.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
+    }
+
+    /// Keeps only the first `rows` rows in the cache of operation `op`.
+    pub(crate) fn truncate(&mut self, op: usize, rows: usize, width: usize) {
+        let stored = &mut self.stored[op];
+        for data in std::iter::once(&mut stored.exact).chain(&mut stored.lanes) {
+            data.truncate(rows * width);
+        }
     }
 
     /// Appends rows to the cache of operation `op` and returns all of it, `[K, heads, dim]`.

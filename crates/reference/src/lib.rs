@@ -21,6 +21,6 @@ mod weights;
 pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
 pub use error::Error;
 pub use execute::{Computed, Executor, Noise, Nothing, StepInput, Taps};
-pub use keys::KeyValues;
+pub use keys::{KeyValues, visible_keys};
 pub use session::Session;
 pub use weights::Weights;

@@ -93,7 +93,8 @@ pub(super) fn pointwise<T: Real>(
             let (rows, keys) = (first.shape()[1], first.shape()[2]);
             let labels: Vec<KeyLabel> = inputs.step.labels().collect();
             let rows = &labels[labels.len().saturating_sub(rows)..];
-            let keys = &inputs.keys[inputs.keys.len().saturating_sub(keys)..];
+            let all = &inputs.keys.labels;
+            let keys = &all[all.len().saturating_sub(keys)..];
             let data = attention::probabilities(first, probs, rows, keys, rounding);
             tensor(first.shape().to_vec(), data)
         }

@@ -48,27 +48,26 @@ impl<'a> Rounding<'a> {
         }
     }
 
-    /// A factor `1 + s u`, with `s` uniform in -`size`..`size` and `u` the roundoff of running sums:
-    /// the error of `size` roundings or of a library function good to `size` half-ulps.
+    /// A factor `1 ± size u`, the sign at random and `u` the roundoff of running sums: the largest
+    /// error of `size` roundings or of a library function good to `size` half-ulps. It is taken at
+    /// its bound because one such factor may move a whole row, and a row has only one draw of it.
     #[inline]
     pub fn factor(&self, size: f64, index: usize) -> f64 {
         match self.lane {
             None => 1.0,
-            Some((a, random)) => 1.0 + a.accumulate.unit_roundoff() * size * random.symmetric(index),
+            Some((a, random)) => {
+                1.0 + (a.accumulate.unit_roundoff() * size).copysign(random.symmetric(index))
+            }
         }
     }
 
-    /// The factor by which a sum of `n` positive terms errs when added up one after another: every
-    /// partial sum is rounded, the k-th one being k/n of the whole, so the relative variance is
-    /// `u^2/3 * n/3`.
+    /// The factor by which a sum of `n` positive terms errs when added up one after another. Every
+    /// partial sum is rounded with an error uniform in `±u` of it, and may be nearly the whole sum
+    /// from the start: the relative variance is at most `n u^2/3`. Taken at three deviations, the
+    /// sign at random, since a row has only one draw of it.
     #[inline]
     pub fn positive_sum(&self, n: usize, index: usize) -> f64 {
-        match self.lane {
-            None => 1.0,
-            Some((a, random)) => {
-                1.0 + a.accumulate.unit_roundoff() * (n as f64).sqrt() / 3.0 * random.normal(index)
-            }
-        }
+        self.factor((3.0 * n as f64).sqrt(), index)
     }
 
     pub fn is_exact(&self) -> bool {

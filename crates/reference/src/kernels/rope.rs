@@ -9,7 +9,7 @@ use super::Rounding;
 ///
 /// A frequency is `exp(-ln(theta) 2i/D)` and inherits the exponent's rounding multiplied by its
 /// size, or is built by repeated multiplication and errs once for each factor: its relative error
-/// is taken as uniform in `(1 + |ln f| + i) u`.
+/// is taken as `(1 + |ln f| + i) u`.
 pub(crate) fn rope<T: Real>(x: &[T], op: &Rope, positions: &[u32], rounding: Rounding) -> Vec<T> {
     let pairs = op.dim / 2;
     let mut frequencies = op.frequencies.at(positions.iter().copied().max().unwrap_or(0));
