@@ -44,6 +44,7 @@ impl Float {
     }
 
     /// Significand bits, the hidden one included.
+    #[inline]
     fn significand_bits(self) -> i32 {
         match self {
             Float::F64 => 53,
@@ -54,6 +55,7 @@ impl Float {
     }
 
     /// Exponent of the smallest normal value.
+    #[inline]
     fn min_exponent(self) -> i32 {
         match self {
             Float::F64 => -1022,
@@ -70,7 +72,7 @@ impl Float {
             Float::F32 => f64::from(x as f32),
             Float::F16 | Float::BF16 => {
                 let drop = 53 - self.significand_bits();
-                let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+                let exponent = exponent(x);
                 if exponent == 1024 {
                     return x;
                 }
@@ -87,6 +89,7 @@ impl Float {
     }
 
     /// The largest finite value.
+    #[inline]
     fn max(self) -> f64 {
         match self {
             Float::F64 => f64::MAX,
@@ -98,22 +101,24 @@ impl Float {
 
     /// The spacing of the format's values at `x`: one unit in the last place.
     pub fn ulp(self, x: f64) -> f64 {
-        let exponent = (((x.to_bits() >> 52) & 0x7ff) as i32 - 1023).clamp(self.min_exponent(), 1022);
+        let exponent = exponent(x).clamp(self.min_exponent(), 1022);
         power_of_two(exponent - self.significand_bits() + 1)
     }
 
     /// `x` rounded to one of its two neighbours in the format, the nearer one more often: away from
     /// zero with the probability of the fraction lost. `random` is to be uniform over all `u64`.
     /// Unbiased; the expected square of its error is [`Float::rounding_variance`].
+    #[inline]
     pub fn round_randomly(self, x: f64, random: u64) -> f64 {
-        if self == Float::F64 || !x.is_finite() {
+        let exponent = exponent(x);
+        if self == Float::F64 || exponent == 1024 {
             return x;
         }
-        let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
         if exponent >= self.min_exponent() {
             // The low bits that the format lacks; a carry out of them moves to the next value.
             let mask = (1u64 << (53 - self.significand_bits())) - 1;
-            return self.round(f64::from_bits((x.to_bits() + (random & mask)) & !mask));
+            let rounded = f64::from_bits((x.to_bits() + (random & mask)) & !mask);
+            return if rounded.abs() > self.max() { f64::INFINITY.copysign(x) } else { rounded };
         }
         let ulp = self.ulp(x);
         let dither = (random >> 32) as f64 * power_of_two(-32);
@@ -124,9 +129,18 @@ impl Float {
     /// fraction of an ulp by which `x` exceeds the value below it. Rounding to nearest errs by
     /// `min(f, 1 - f) ulp`, whose square is never larger: this is an upper bound on what one
     /// correct rounding can do, element by element.
+    #[inline]
     pub fn rounding_variance(self, x: f64) -> f64 {
-        if self == Float::F64 || !x.is_finite() {
+        let exponent = exponent(x);
+        if self == Float::F64 || exponent == 1024 {
             return 0.0;
+        }
+        if exponent >= self.min_exponent() {
+            let drop = 53 - self.significand_bits();
+            let lost = (x.to_bits() & ((1u64 << drop) - 1)) as i64 as f64;
+            let step = power_of_two(exponent - 52);
+            // Counted in the last place of f64: `lost` of `2^drop` steps.
+            return lost * (power_of_two(drop) - lost) * step * step;
         }
         let ulp = self.ulp(x);
         let scaled = x / ulp;
@@ -135,7 +149,14 @@ impl Float {
     }
 }
 
+/// The exponent of `x` as stored: -1023 for zero and subnormal numbers, 1024 for infinity and NaN.
+#[inline]
+fn exponent(x: f64) -> i32 {
+    ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023
+}
+
 /// `2^exponent`, for exponents from -1074 to 1023.
+#[inline]
 fn power_of_two(exponent: i32) -> f64 {
     if exponent >= -1022 { f64::from_bits(((exponent + 1023) as u64) << 52) } else { (2f64).powi(exponent) }
 }
