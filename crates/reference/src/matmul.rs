@@ -81,8 +81,14 @@ fn multiply<T: Real>(out: &mut [T], out_stride: usize, a: Matrix<T>, b: Matrix<T
     }
 }
 
-/// Weight elements handled as one piece: 256 KiB of f32, which stays in a core's own cache.
-const PIECE: usize = 64 * 1024;
+/// Weight elements handled as one piece: 1 MiB of f32, which stays in a core's own cache.
+const PIECE: usize = 256 * 1024;
+
+/// Rows of one piece of a weight `[n, k]`: pieces of equal size, and enough of them for a few threads.
+fn piece_rows(n: usize, k: usize) -> usize {
+    let pieces = (n * k).div_ceil(PIECE).max(4).next_multiple_of(4);
+    n.div_ceil(pieces).next_multiple_of(8)
+}
 
 /// Provides rows of a weight `[n, k]`.
 pub(crate) trait RowSource: Sync {
@@ -99,7 +105,7 @@ pub(crate) fn with_weight<T: Real>(
     map: Option<fn(f32) -> f32>,
 ) -> Result<Vec<T>, Error> {
     let t = x.len().checked_div(k).unwrap_or(0);
-    let piece = (PIECE / k.max(1)).clamp(8, n.max(8));
+    let piece = piece_rows(n, k);
     let mut transposed = vec![T::ZERO; n * t];
     if t == 0 {
         return Ok(transposed);
@@ -135,7 +141,7 @@ pub(crate) fn with_transposed_weight(
     source: &impl RowSource,
 ) -> Result<Vec<f32>, Error> {
     let t = y.len().checked_div(n).unwrap_or(0);
-    let piece = (PIECE / k.max(1)).clamp(8, n.max(8));
+    let piece = piece_rows(n, k);
     let groups = (GROUP_BYTES / (t * k * size_of::<f32>()).max(1)).clamp(1, 16);
     let rows = n.div_ceil(groups).next_multiple_of(piece);
     let sums = (0..n.div_ceil(rows.max(1))).into_par_iter().map(|group| {

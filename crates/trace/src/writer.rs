@@ -81,11 +81,14 @@ impl StepWriter<'_> {
 
     /// Adds a tap, stored as f32, or as f64 where `wide`.
     pub fn tap<T: Real>(&mut self, name: &str, value: &Tensor<T>, wide: bool) {
-        let mut bytes = Vec::with_capacity(value.len() * if wide { 8 } else { 4 });
+        // Written in place, element by element: the loop becomes a copy where the types are equal.
+        let mut bytes = vec![0; value.len() * if wide { 8 } else { 4 }];
         if wide {
-            value.data().iter().for_each(|x| bytes.extend_from_slice(&x.to_f64().to_le_bytes()));
+            let out = bytes.as_chunks_mut::<8>().0.iter_mut();
+            out.zip(value.data()).for_each(|(out, x)| *out = x.to_f64().to_le_bytes());
         } else {
-            value.data().iter().for_each(|x| bytes.extend_from_slice(&x.to_f32().to_le_bytes()));
+            let out = bytes.as_chunks_mut::<4>().0.iter_mut();
+            out.zip(value.data()).for_each(|(out, x)| *out = x.to_f32().to_le_bytes());
         }
         self.entries
             .insert(name.to_string(), (if wide { "F64" } else { "F32" }, value.shape().to_vec(), bytes));

@@ -13,6 +13,14 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], act: Activation, rounding
     let mut out = vec![T::ZERO; gate.len()];
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
         let first = block * BLOCK;
+        if rounding.is_exact() && act == Activation::Silu {
+            let n = out.len();
+            let inputs = gate[first..first + n].iter().zip(&up[first..first + n]);
+            for (out, (&x, &up)) in out.iter_mut().zip(inputs) {
+                *out = x / (T::ONE + (-x).exp()) * up;
+            }
+            return;
+        }
         for (i, out) in out.iter_mut().enumerate() {
             let at = first + i;
             let x = gate[at];
