@@ -13,7 +13,7 @@ To plant a fault: write a class in faults/<area>.py that overrides operations of
 needs no class of its own:
 
     class Louder(Fault):
-        name, model, first = "louder", "llama", ("up_proj",)
+        variant, model, first = "louder", "llama", ("up_proj",)
         def at(self, engine, right, tap, x):
             return right(tap, x * 1.01 if tap == "up_proj" and engine.layer == 3 else x)
 

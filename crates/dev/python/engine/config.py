@@ -31,6 +31,7 @@ class Config:
     mlp_bias: bool
     head_norms: bool
     windows: tuple
+    act: str
 
 
 def read(folder):
@@ -62,6 +63,7 @@ def read(folder):
         mlp_bias=family == "llama" and raw.get("mlp_bias", False),
         head_norms=family == "qwen3",
         windows=tuple(_windows(raw, family, layers)),
+        act=raw.get("hidden_act", "silu"),
     )
 
 

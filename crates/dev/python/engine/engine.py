@@ -23,9 +23,7 @@ OPERATIONS = (
 class Engine:
     """One model in one arithmetic, with its cache. A new sequence needs a new engine."""
 
-    capacity = 160  # cache slots
-
-    def __init__(self, config, weights, arithmetic, taps=None):
+    def __init__(self, config, weights, arithmetic, taps=None, capacity=64):
         self.config, self.weights, self.arithmetic = config, weights, arithmetic
         self.wants = taps or (lambda tap: True)
         self.layer = None  # the layer that runs now, None outside the layers
@@ -36,7 +34,9 @@ class Engine:
         self.history = []  # every token so far
         self.taps = {}
         self._loaded = {}
-        shape = (config.layers, self.capacity, config.kv_heads, config.head_dim)
+        self.pad = 0  # padding tokens to the left of this sequence in its batch
+        self.batch = [self]  # engines of the sequences that run together, this one's own included
+        shape = (config.layers, capacity, config.kv_heads, config.head_dim)
         self.keys = torch.zeros(shape, dtype=arithmetic.cache)
         self.values = torch.zeros(shape, dtype=arithmetic.cache)
 
@@ -82,8 +82,7 @@ class Engine:
         q, k = self.rotate_all(q, k)
         self.cache_write(k, v)
         keys, values = self.cache_read()
-        self.at("k_cache", keys)
-        self.at("v_cache", values)
+        keys, values = self.at("k_cache", keys), self.at("v_cache", values)
         heads = self.attention(q, keys, values)
         out = self.at("attn_out", self.linear(heads.flatten(1), "o_proj"))
         return self.at("attn_resid", self.add(x, out, "attn_resid"))
@@ -157,6 +156,8 @@ class Engine:
         return self.store(x.float() + y.float())
 
     def activation(self, gate):
+        if self.config.act == "gelu_pytorch_tanh":
+            return self.store(torch.nn.functional.gelu(gate.float(), approximate="tanh"))
         return self.store(torch.nn.functional.silu(gate.float()))
 
     def gated(self, gate, up):

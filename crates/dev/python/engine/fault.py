@@ -5,7 +5,7 @@ operation, and the operation's arguments:
 
     class ThetaOfAnotherModel(Fault):
         id = "rope-theta-wrong"                  # docs/HYPOTHESES.md; "" where no class fits
-        name = "rope-theta-1e4"                  # unique; the id where left out
+        variant = ""                             # tells several faults of one class apart
         model = "qwen3"                          # a name in `models.py`
         first = ("q_rope", "k_rope")             # the first wrong taps when all are recorded
         wrong = "theta 10000 where the model has 1000000"
@@ -29,7 +29,7 @@ class Fault:
     """Base of every planted fault. Class attributes describe it, methods make it."""
 
     id = ""
-    name = ""
+    variant = ""
     model = "llama"
     first = ()
     wrong = ""
@@ -40,6 +40,10 @@ class Fault:
     steps = 5
     hides = ()  # taps that an engine with this fault could not show, such as scores inside one kernel
     arithmetics = ALL
+    faint = ()  # arithmetics in which it is about as small as rounding: found or not, both are right
+    faint_outside = ()  # the same for module outputs only
+    cancels = False  # what follows is unchanged: module outputs have nothing to show
+    batch = None  # lengths of several prompts that run together, left-padded to the longest
 
     def begin(self, engine):
         """Changes that are no operation: once, before the first token."""
@@ -53,4 +57,5 @@ class Fault:
 
     @classmethod
     def title(cls):
-        return cls.name or cls.id
+        """Unique: the id, and the variant where there is one; "none" stands for no class."""
+        return ".".join(part for part in (cls.id or "none", cls.variant) if part)

@@ -5,14 +5,18 @@ sliding window in these families, so those models exist in float formats only.
 """
 
 import dataclasses
+import hashlib
+import inspect
+import json
 import os
+import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from . import config as configs
 from .arithmetic import ARITHMETICS
@@ -23,10 +27,37 @@ ROOT = Path(__file__).resolve().parents[4]
 CACHE = ROOT / "target" / "dev" / "tiny"
 sys.path.append(str(ROOT / "tests"))
 
-# Models that tests/tiny.py does not have: (its name there, further settings)
-EXTRA = {}
+
+
+def _small_embedding(tensors):
+    """As real models have it: only then does a norm's epsilon show."""
+    tensors["model.embed_tokens.weight"] *= 0.02
+
+
+def _massive_channel(tensors):
+    """Channel 5 of layer 2's MLP leaves the range of f16, as massive activations of real models do."""
+    tensors["model.layers.2.mlp.down_proj.weight"][5] *= 2.0**17
+
+
+def _subnormal_values(tensors):
+    """Weights that bfloat16 holds and f16 holds only as subnormals."""
+    for name in tensors:
+        if "v_proj" in name:
+            tensors[name] *= 2.0**-16
+
+
+# Models that tests/tiny.py does not have: (its name there, further settings, change of the weights)
+EXTRA = {
+    "llama-8-heads": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}, None),
+    "llama-8-heads-2-kv": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}, None),
+    "llama-12-layers": ("llama", {"num_hidden_layers": 12}, None),
+    "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}, None),
+    "llama-small-embedding": ("llama", {}, _small_embedding),
+    "llama-massive": ("llama", {}, _massive_channel),
+    "llama-bf16-subnormal": ("llama-bf16", {}, _subnormal_values),
+}
 # A window, a length-dependent scaling, or an amplitude on cosine and sine has no place in these GGUF files.
-FLOAT_ONLY = ("window", "layer-types", "yarn", "dynamic", "linear")
+FLOAT_ONLY = ("window", "layer-types", "yarn", "dynamic", "linear", "gelu")
 
 
 def has_gguf(name):
@@ -36,18 +67,27 @@ def has_gguf(name):
 @lru_cache(maxsize=None)
 def tiny_folder(name, wide=False):
     """The folder with config.json and safetensors."""
-    base, settings = EXTRA.get(name, (name, {}))
+    base, settings, change = EXTRA.get(name, (name, {}, None))
     if wide:
         settings = {**settings, "intermediate_size": 96}
     folder = CACHE / (f"{name}-wide" if wide else name)
-    if not (folder / "complete").exists():
+    wanted = json.dumps([base, settings, "" if change is None else inspect.getsource(change)])
+    wanted += hashlib.sha256((ROOT / "tests" / "tiny.py").read_bytes()).hexdigest()
+    complete = folder / "complete"
+    if not complete.exists() or complete.read_text() != wanted:
         import tiny  # brings transformers along: only where something has to be made
 
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         made = dataclasses.replace(tiny.BY_NAME[base], name=folder.name, config={**tiny.BY_NAME[base].config, **settings})
         with torch.random.fork_rng():
             tiny.make(made, folder)
-        (folder / "complete").touch()
+        if change is not None:
+            file = folder / "model.safetensors"
+            tensors = {n: t.clone() for n, t in load_file(file).items()}
+            change(tensors)
+            save_file(tensors, file, metadata={"format": "pt"})
+        complete.write_text(wanted)
     return folder
 
 
@@ -66,8 +106,6 @@ def load(name, arithmetic):
 
 
 def _write_gguf(folder, config, kind, file):
-    import json
-
     import gguf_models
 
     if not has_gguf(folder.name):

@@ -2,16 +2,29 @@
 
 from importlib import import_module
 
-AREAS = ()
+from ..fault import Fault
+
+AREAS = ("rope", "positions", "projections", "norm", "attention", "kernels", "cache", "mlp", "ends", "weights",
+         "linear", "quant", "batch", "unknown")  # fmt: skip
 
 
 def _all():
     for area in AREAS:
         module = import_module(f"{__name__}.{area}")
-        for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == module.__name__ and value.__dict__.get("first"):
-                yield value
+        for name, value in vars(module).items():
+            if isinstance(value, type) and issubclass(value, Fault) and value.__module__ == module.__name__:
+                if not name.startswith("_"):
+                    yield value
 
 
-# title (the id, where one fault stands for the class) -> class
-FAULTS = {fault.title(): fault for fault in _all()}
+def _by_title():
+    faults = {}
+    for fault in _all():
+        if fault.title() in faults:
+            raise ValueError(f"two faults are called {fault.title()}")
+        faults[fault.title()] = fault
+    return faults
+
+
+# title (the id; id.variant; none.variant) -> class
+FAULTS = _by_title()
