@@ -14,6 +14,7 @@ import torch
 
 from .fault import ALL
 from .faults import FAULTS
+from .faults.stacks import INSIDE, STACKS
 from .record import kind_of, record
 from .selftest import check
 
@@ -23,6 +24,8 @@ def main():
     torch.set_num_threads(1)
     wanted = args.arithmetic.split(",") if args.arithmetic else None
     rows, missed = 0, []
+    if args.stacks:
+        return stacks(wanted or ALL, args.taps, args.quiet)
     with tempfile.TemporaryDirectory() as folder:
         for title, fault in FAULTS.items():
             if args.words and not any(word in title for word in args.words):
@@ -47,6 +50,7 @@ def arguments():
     parser.add_argument("words", nargs="*", help="only faults whose title contains one of these")
     parser.add_argument("--arithmetic", help=f"only these, by comma; of {', '.join(ALL)} and q4")
     parser.add_argument("--taps", default="all", choices=("all", "modules"))
+    parser.add_argument("--stacks", action="store_true", help="pairs planted together: both must be among the findings")
     parser.add_argument("--quiet", action="store_true", help="only what is not as expected")
     return parser.parse_args()
 
@@ -73,7 +77,30 @@ def one(fault, arithmetic, taps, trace):
         problems.append(f"expected step {fault.step}")
     if fault.layers and not first["tap"].startswith(f"layers.{fault.layers[0]}."):
         problems.append(f"expected layer {fault.layers[0]}")
+    others = {kind_of(finding["tap"]) for finding in result["findings"]} - set(fault.first)
+    shown += f", and {' '.join(sorted(others))}" if others else ""
     return f"{head} {shown}{'  WRONG: ' if problems else ''}{'; '.join(problems)}", not problems
+
+
+def stacks(arithmetics, taps, quiet):
+    """Every pair of STACKS, each fault's tap among the findings."""
+    missed = rows = 0
+    pairs = STACKS + INSIDE if taps == "all" else STACKS
+    with tempfile.TemporaryDirectory() as folder:
+        for titles in pairs:
+            faults = [FAULTS[title] for title in titles]
+            for arithmetic in arithmetics:
+                if not all(arithmetic in fault.arithmetics for fault in faults):
+                    continue
+                rows += 1
+                result = check(record(faults[0].model, arithmetic, Path(folder) / "trace", faults=faults, taps=taps))
+                taps_found = {kind_of(finding["tap"]) for finding in result["findings"]}
+                found = all(taps_found & set(fault.first) for fault in faults) if taps == "all" else len(taps_found) > 1
+                missed += not found
+                if not found or not quiet:
+                    print(f"{' + '.join(titles):90} {arithmetic:5} {'' if found else 'MISSED '}{sorted(taps_found)}")
+    print(f"{len(pairs)} pairs, {rows} traces, {missed} not as expected")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class _FusedRows(Fault):
 
 class FusedPerGroup(_FusedRows):
     id = "weight-fused-qkv-layout"
-    wrong = "fused rows lie per group [q q k v] [q q k v] and are read as all q, all k, all v"
+    model = "llama-8-heads"
+    wrong = "fused rows lie per group, four times [q q k v], and are read as all q, all k, all v"
 
     def order(self, engine):
         q, k, v = self.rows(engine)
@@ -95,6 +96,12 @@ class FusedReadPerGroup(FusedPerGroup):
 
     def order(self, engine):
         return super().order(engine).argsort()
+
+
+class FusedPerGroupQwen2(FusedPerGroup):
+    variant = "qwen2"
+    model = "qwen2"
+    wrong = "fused rows and biases lie per group [q q k v] [q q k v] and are read as all q, all k, all v"
 
 
 class TensorParallelOrder(_FusedRows):
