@@ -14,7 +14,7 @@ use firstdiff_reference::{Computed, Executor, Nothing, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
-use crate::{models, python, workspace};
+use crate::{bench_verdicts, models, python, workspace};
 
 /// Measure.
 #[derive(Args)]
@@ -35,6 +35,8 @@ enum What {
     Reference,
     /// `check` of a 64-token trace with every tap, in forward passes, and its peak memory
     Check,
+    /// Right engines that must agree, planted faults that must be found, and how small they may be
+    Verdicts(bench_verdicts::Verdicts),
 }
 
 const PREFILL: usize = 64;
@@ -42,6 +44,9 @@ const DECODE: usize = 16;
 const KEEP_ALL: usize = 16 << 30;
 
 pub fn run(c: &Bench) -> Result<()> {
+    if let What::Verdicts(verdicts) = &c.what {
+        return bench_verdicts::run(verdicts);
+    }
     let path = match &c.model {
         Some(path) => path.clone(),
         None => models::folder(&python::interpreter()?)?.join("smollm2.gguf"),
@@ -50,6 +55,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
+        What::Verdicts(_) => Ok(()),
     }
 }
 
