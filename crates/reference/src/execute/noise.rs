@@ -54,6 +54,12 @@ pub(super) fn compute<T: Real>(
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
     };
+    let lanes: Vec<Vec<Tensor<T>>> = lanes
+        .into_iter()
+        .zip(exact)
+        .zip(recorded)
+        .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
+        .collect();
     let mut along = shared::along(executor, arithmetic, op, inputs, exact, recorded)?;
     let store = arithmetic.store;
     let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
@@ -70,6 +76,33 @@ pub(super) fn compute<T: Real>(
             Spread { noise: None, lanes: lanes.collect() }
         })
         .collect())
+}
+
+/// Products whose factors may have been cut off to tf32 instead of rounded: each factor is then too
+/// small by up to half of its last place on average, and the product leans towards zero by at most two
+/// roundoffs of itself, everywhere alike.
+fn leaning<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    op: &Op,
+    lanes: Vec<Tensor<T>>,
+    exact: &Tensor<T>,
+    recorded: bool,
+) -> Vec<Tensor<T>> {
+    let product = matches!(op.kind, OpKind::Linear(_) | OpKind::AttnScores(_) | OpKind::AttnHeads(_));
+    if a.second_factor() != Some(Float::TF32) || !product {
+        return lanes;
+    }
+    let count = if recorded { executor.lanes.min(MEASURING) } else { executor.lanes };
+    (0..count)
+        .map(|lane| {
+            let sign = if lane % 2 == 0 { -2.0 } else { 2.0 };
+            let factor = T::from_f64(1.0 + sign * Float::TF32.unit_roundoff());
+            let mut value = lanes.get(lane).unwrap_or(exact).clone();
+            value.data_mut().iter_mut().for_each(|x| *x *= factor);
+            value
+        })
+        .collect()
 }
 
 /// `mean over lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
