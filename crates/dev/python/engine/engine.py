@@ -183,7 +183,8 @@ class Engine:
         return self.at("q_rope", self.rotate(q, cos, sin, "q")), self.at("k_rope", self.rotate(k, cos, sin, "k"))
 
     def frequencies(self):
-        return frequencies.frequencies(self.config, self.length + len(self.ids))
+        # one table for the whole batch, as long as its longest sequence
+        return frequencies.frequencies(self.config, self.length + len(self.ids) + self.pad)
 
     def cos_sin(self, positions):
         """[T, D/2] each, in the storage format."""

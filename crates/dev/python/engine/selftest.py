@@ -16,6 +16,8 @@ from .record import record
 
 NAMES = ("llama", "qwen2", "qwen2-window", "qwen3", "llama-llama3", "llama-yarn", "llama-biases", "llama-tied",
          "llama-dynamic", "qwen3-tied-biases", "qwen3-window")  # fmt: skip
+# (taps, chunk, batch)
+SETTINGS = (("all", None, None), ("modules", None, None), ("all", 7, None), ("all", None, (24, 20, 17)))
 BINARY = models.ROOT / "target" / "release" / "firstdiff"
 
 
@@ -56,14 +58,14 @@ def main():
             for arithmetic, known in ARITHMETICS.items():
                 if known.quantised is not None and not models.has_gguf(name):
                     continue
-                for taps, chunk in (("all", None), ("modules", None), ("all", 7)):
+                for taps, chunk, batch in SETTINGS:
                     start = time.perf_counter()
-                    recorded = record(name, arithmetic, Path(folder) / "trace", taps=taps, chunk=chunk)
+                    recorded = record(name, arithmetic, Path(folder) / "trace", taps=taps, chunk=chunk, batch=batch)
                     took = time.perf_counter() - start
                     result = check(recorded)
                     agrees = result["verdict"] == "agrees"
                     bad += not agrees
-                    print(f"{name:20} {arithmetic:5} {taps:8} chunk {chunk}: {result['verdict']} ({took * 1e3:.0f} ms)")
+                    print(f"{name:20} {arithmetic:5} {taps:8} chunk {chunk} batch {batch}: {result['verdict']} ({took * 1e3:.0f} ms)")
                     for finding in [] if agrees else result["findings"][:2]:
                         print("   ", finding["tap"], finding["where"], finding["ratio"])
     return 1 if bad else 0
