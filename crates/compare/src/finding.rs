@@ -99,7 +99,16 @@ pub(crate) fn findings(
             None => found.push(first(j, op, program, trace, alignment)),
         }
     }
-    merge(found)
+    let mut found = merge(found);
+    let layers = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |l| l + 1);
+    for finding in &mut found {
+        let wrong: Vec<bool> = (0..layers).map(|l| finding.layers.contains(&l)).collect();
+        if let Some((period, first)) = place::period(&wrong) {
+            let detail = format!("every {} layer from {first}", place::ordinal(period));
+            finding.structure.push(Structure { kind: "layers", detail });
+        }
+    }
+    found
 }
 
 /// Joins findings of one kind of operation in the same layers and steps: queries and keys rotated

@@ -28,13 +28,17 @@ pub(crate) struct Replay<'a> {
     pub program: &'a Program,
     pub alignment: &'a Alignment,
     pub judged: Vec<Judged>,
+    /// For each step, the operations whose recorded value, or one that it was computed from, is not
+    /// finite: what comes after a NaN is no finding of its own.
+    poisoned: Vec<Vec<bool>>,
     /// An error of ours, kept while the executor is stopped.
     pub failed: Option<Error>,
 }
 
 impl<'a> Replay<'a> {
     pub fn new(trace: &'a Trace, program: &'a Program, alignment: &'a Alignment) -> Self {
-        Replay { trace, program, alignment, judged: vec![], failed: None }
+        let poisoned = vec![vec![false; program.ops.len()]; trace.steps.len()];
+        Replay { trace, program, alignment, judged: vec![], poisoned, failed: None }
     }
 }
 
@@ -49,6 +53,13 @@ impl Replay<'_> {
             !j.structure.is_empty() && tap::pattern(&self.program.ops[j.op].tap) == pattern
         };
         self.judged.iter().filter(wrong).count() < EXAMINED
+    }
+
+    /// Whether a value was computed from one that is not finite, in this step or by way of a cache.
+    fn inherits_poison(&self, op: usize, step: usize) -> bool {
+        let cached = matches!(self.program.ops[op].kind, OpKind::Cache(_));
+        let earlier = cached && step.checked_sub(1).is_some_and(|s| self.poisoned[s][op]);
+        earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
     }
 
     /// A projection's channels are heads for the operation that reads it: seen as such, unless its
@@ -94,6 +105,8 @@ impl Taps<f64> for Replay<'_> {
 
     fn visit(&mut self, computed: Computed<f64>) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
         let (op, step) = (&self.program.ops[computed.op], &self.trace.steps[computed.step]);
+        let poisoned = self.inherits_poison(computed.op, computed.step);
+        self.poisoned[computed.step][computed.op] = poisoned;
         let read = self.alignment.read::<f64>(computed.step, computed.op, &op.tap, step);
         let mut value = match read {
             Ok(Some(value)) => value,
@@ -118,6 +131,9 @@ impl Taps<f64> for Replay<'_> {
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);
         }
+        if poisoned {
+            make_finite(&mut value, &exact);
+        }
         let (axes, view, exact) = self.by_head(computed.op, &value, exact, &noise);
         let measured = Measured::new(&view, &exact, &noise, &axes);
         let (mut found, mut distances) = (vec![], None);
@@ -127,11 +143,8 @@ impl Taps<f64> for Replay<'_> {
         }
         // What is not finite cannot be computed on with: downstream is judged on the exact value.
         if measured.non_finite > 0 {
-            for (x, y) in value.data_mut().iter_mut().zip(exact.data()) {
-                if !x.is_finite() {
-                    *x = *y;
-                }
-            }
+            self.poisoned[computed.step][computed.op] = true;
+            make_finite(&mut value, &exact);
         }
         self.judged.push(Judged {
             step: computed.step,
@@ -141,6 +154,15 @@ impl Taps<f64> for Replay<'_> {
             ulps: distances,
         });
         Ok(Some(value))
+    }
+}
+
+/// Puts the exact value where the recorded one is not finite.
+fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+    for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
+        if !x.is_finite() && y.is_finite() {
+            *x = *y;
+        }
     }
 }
 
