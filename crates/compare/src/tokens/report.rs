@@ -273,7 +273,8 @@ fn find_fork(
     }
     for (c, (x, y)) in a.chains.iter().zip(&b.chains).enumerate() {
         let prompt = x.prompt().max(y.prompt());
-        if c == 0 && (a.prompt_known || b.prompt_known) {
+        let same = prompt <= x.ids.len().min(y.ids.len()) && x.ids[..prompt] == y.ids[..prompt];
+        if c == 0 && same && (a.prompt_known || b.prompt_known) {
             report.prompt = Some(prompt);
         }
         let common = x.ids.len().min(y.ids.len());
