@@ -256,3 +256,12 @@ def test_what_people_read_begins_with_the_verdict(firstdiff, tmp_path):
     text = firstdiff("tokens", *pair(tmp_path, everywhere=0.02, at_these=0, arithmetic="bf16")).stdout
     assert text.startswith("agrees: a tie at generated token 0"), text
     assert len(text.splitlines()) < 12
+
+
+def test_a_run_that_was_drawn_at_random_is_not_judged(firstdiff, greedy, tmp_path):
+    folder, trace, _ = greedy
+    drawn = tmp_path / "drawn.json"
+    ids = ",".join(map(str, PROMPT))
+    drawn.write_text(firstdiff("run", folder, "--tokens", ids, "-n", 8, "--temperature", 2, "--format", "json").stdout)
+    result = compare(firstdiff, trace, drawn, "--model", folder)
+    assert result.code == UNMEASURED and "b draws" in result.json["fork"]["unjudged"], str(result)

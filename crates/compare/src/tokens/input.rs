@@ -25,6 +25,8 @@ pub enum Source {
         prompt: Option<usize>,
         /// Whether the reference generated them (`firstdiff run`).
         reference: bool,
+        /// The temperature at which they were drawn, where the file says so.
+        temperature: f64,
     },
 }
 
@@ -45,14 +47,19 @@ impl Source {
         }
         let bytes = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
         let text = String::from_utf8(bytes).map_err(|_| wrong("it is not text".into()))?;
-        let source =
-            |ids, prompt, reference| Source::Ids { path: path.to_path_buf(), ids, prompt, reference };
+        let source = |ids, prompt, reference, temperature| Source::Ids {
+            path: path.to_path_buf(),
+            ids,
+            prompt,
+            reference,
+            temperature,
+        };
         let text = text.trim();
         if text.starts_with(['{', '[']) {
             let value: Value =
                 serde_json::from_str(text).map_err(|e| wrong(format!("it is not valid JSON: {e}")))?;
             if value.is_array() {
-                return Ok(source(integers(&value, "the array").map_err(wrong)?, None, false));
+                return Ok(source(integers(&value, "the array").map_err(wrong)?, None, false, 0.0));
             }
             let (Some(prompt), Some(tokens)) = (value.get("prompt_ids"), value.get("tokens")) else {
                 return Err(wrong("its object has no 'prompt_ids' and 'tokens'".into()));
@@ -61,11 +68,12 @@ impl Source {
             let prompt = ids.len();
             ids.extend(integers(tokens, "'tokens'").map_err(wrong)?);
             let reference = value.get("format").and_then(Value::as_str) == Some("firstdiff.run/1");
-            return Ok(source(ids, Some(prompt), reference));
+            let temperature = value.get("temperature").and_then(Value::as_f64).unwrap_or(0.0);
+            return Ok(source(ids, Some(prompt), reference, temperature));
         }
         let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|w| !w.is_empty());
         let ids: Result<Vec<i64>, String> = words.map(id).collect();
-        Ok(source(ids.map_err(wrong)?, None, false))
+        Ok(source(ids.map_err(wrong)?, None, false, 0.0))
     }
 }
 

@@ -9,6 +9,7 @@ mod own;
 mod reference;
 mod report;
 mod sampling;
+mod side;
 mod stops;
 
 pub use fork::{Fork, Tops};
