@@ -93,20 +93,23 @@ pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Che
     let suspicions = inspect(model, None)?.suspicions();
     let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
-    if !used.declared && quantised && wrong(&judged) > 0 {
-        // The next dearer profile for a quantised file; taken only if it explains most of the rest.
-        let ggml = Arithmetic::ggml();
-        let again = replay(trace, model, &alignment, &steps, &ggml, options)?;
-        if 2 * wrong(&again) < wrong(&judged) {
+    if !used.declared && wrong(&judged) > 0 {
+        for dearer in arithmetic::dearer(&arithmetic, quantised) {
+            let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
+            if !arithmetic::is_adopted(&judged, &again) {
+                continue;
+            }
             used.why = format!(
-                "not declared; {} leaves {} of {} values unexplained, ggml's 8-bit blocks leave {}",
+                "not declared; {} leaves {} of {} values unexplained, {} leaves {}",
                 used.profile,
                 wrong(&judged),
                 judged.len(),
+                dearer.name,
                 wrong(&again)
             );
-            used.profile = ggml.name.clone();
-            (arithmetic, judged) = (ggml, again);
+            used.profile = dearer.name.clone();
+            (arithmetic, judged) = (dearer, again);
+            break;
         }
     }
 

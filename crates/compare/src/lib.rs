@@ -10,8 +10,11 @@ mod error;
 mod finding;
 mod inspection;
 mod measure;
+mod place;
 mod replay;
+mod structure;
 mod tokens;
+mod ulps;
 
 pub use arithmetic::ArithmeticUse;
 pub use check::{Check, CheckOptions, Coverage, Verdict, check};
@@ -19,8 +22,10 @@ pub use diff::{Diff, DiffRow, diff};
 pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
-pub use measure::{Group, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use measure::{MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use structure::Structure;
 pub use tokens::{
     BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,
     TokensReport, Top, Tops, tokens,
 };
+pub use ulps::Ulps;

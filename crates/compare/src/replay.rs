@@ -1,13 +1,15 @@
 //! Local replay: the trace's values override the reference's, and each is measured on the way.
 
-use firstdiff_model::{OpKind, Program};
+use firstdiff_model::{Axis, OpKind, Program};
 use firstdiff_reference::{Computed, Noise, StepInput, Taps};
 use firstdiff_tensor::Tensor;
-use firstdiff_trace::{Step, Trace};
+use firstdiff_trace::{Step, Trace, tap};
 
 use crate::Error;
 use crate::align::Alignment;
 use crate::measure::Measured;
+use crate::structure::{Structure, structure};
+use crate::ulps::{Ulps, ulps};
 
 /// A measured tap.
 #[derive(Debug)]
@@ -15,6 +17,9 @@ pub(crate) struct Judged {
     pub step: usize,
     pub op: usize,
     pub measured: Measured,
+    /// What the error looks like; examined for the first few wrong taps of a kind.
+    pub structure: Vec<Structure>,
+    pub ulps: Option<Ulps>,
 }
 
 /// A trace as recorded values of a program.
@@ -30,6 +35,45 @@ pub(crate) struct Replay<'a> {
 impl<'a> Replay<'a> {
     pub fn new(trace: &'a Trace, program: &'a Program, alignment: &'a Alignment) -> Self {
         Replay { trace, program, alignment, judged: vec![], failed: None }
+    }
+}
+
+/// Wrong taps of one kind whose structure is examined: a bug looks alike in every layer.
+const EXAMINED: usize = 3;
+
+impl Replay<'_> {
+    /// Whether the structure of a wrong tap is to be examined.
+    fn examine(&self, name: &str) -> bool {
+        let pattern = tap::pattern(name);
+        let wrong = |j: &&Judged| {
+            !j.structure.is_empty() && tap::pattern(&self.program.ops[j.op].tap) == pattern
+        };
+        self.judged.iter().filter(wrong).count() < EXAMINED
+    }
+
+    /// A projection's channels are heads for the operation that reads it: seen as such, unless its
+    /// noise is known for whole tokens only.
+    fn by_head(
+        &self,
+        op: usize,
+        value: &Tensor<f64>,
+        exact: Tensor<f64>,
+        noise: &Noise<f64>,
+    ) -> (Vec<Axis>, Tensor<f64>, Tensor<f64>) {
+        let axes = &self.program.ops[op].axes;
+        let reader = self.program.ops.iter().find(|r| r.inputs.first().is_some_and(|v| v.0 == op));
+        if let (&[Axis::Tokens, Axis::Channels(width)], Some(reader)) = (axes.as_slice(), reader)
+            && let [.., Axis::Heads(heads), Axis::Channels(dim)] = *reader.axes
+            && heads * dim == width
+            && noise.along.is_empty()
+        {
+            let shape = [value.rows(), heads, dim];
+            let pair = (value.clone().reshape(shape), exact.clone().reshape(shape));
+            if let (Ok(value), Ok(exact)) = pair {
+                return (vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)], value, exact);
+            }
+        }
+        (axes.clone(), value.clone(), exact)
     }
 }
 
@@ -74,7 +118,13 @@ impl Taps<f64> for Replay<'_> {
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);
         }
-        let measured = Measured::new(&value, &exact, &noise, &op.axes);
+        let (axes, view, exact) = self.by_head(computed.op, &value, exact, &noise);
+        let measured = Measured::new(&view, &exact, &noise, &axes);
+        let (mut found, mut distances) = (vec![], None);
+        if measured.is_wrong() && self.examine(&op.tap) {
+            found = structure(&view, &exact, &noise, &axes);
+            distances = ulps(&view, &exact, &noise);
+        }
         // What is not finite cannot be computed on with: downstream is judged on the exact value.
         if measured.non_finite > 0 {
             for (x, y) in value.data_mut().iter_mut().zip(exact.data()) {
@@ -83,7 +133,13 @@ impl Taps<f64> for Replay<'_> {
                 }
             }
         }
-        self.judged.push(Judged { step: computed.step, op: computed.op, measured });
+        self.judged.push(Judged {
+            step: computed.step,
+            op: computed.op,
+            measured,
+            structure: found,
+            ulps: distances,
+        });
         Ok(Some(value))
     }
 }
@@ -105,7 +161,10 @@ fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>
     let cut = |t: &Tensor<f64>| tail(t, shape);
     let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
     let variance = variance.unwrap_or_default();
-    (cut(exact), Noise { variance, lanes: noise.lanes.iter().map(cut).collect(), along: noise.along })
+    let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
+    let along = Tensor::new(rows(exact.shape()), noise.along).map(|a| tail(&a, &rows(shape)).into_data());
+    let lanes = noise.lanes.iter().map(cut).collect();
+    (cut(exact), Noise { variance, lanes, along: along.unwrap_or_default(), store: noise.store })
 }
 
 /// The last elements along every axis.

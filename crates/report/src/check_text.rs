@@ -94,7 +94,16 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
         format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
     };
     line(out, "  rounding", &explained)?;
-    if let Some(scale) = f.scale {
+    if let Some(u) = &f.ulps {
+        let all = (u.same + u.one + u.two + u.more).max(1) as f64;
+        let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / all);
+        let (same, one, more) = (share(u.same), share(u.one), share(u.two + u.more));
+        line(out, "  ulps", &format!("{same} as correctly rounded, {one} one off, {more} more"))?;
+    }
+    for s in &f.structure {
+        line(out, "  structure", &s.detail)?;
+    }
+    if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
         line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
     }
     if f.cause.is_none() {
