@@ -14,7 +14,7 @@ use crate::finding::{Finding, findings};
 use crate::inspection::inspect;
 use crate::measure::Measured;
 use crate::replay::{Judged, Replay, input};
-use crate::tokens::{self, TokenKind, Tokens};
+use crate::tokens::{self, Tokens};
 
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -123,7 +123,7 @@ pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Che
         let report = report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync));
         tokens::compare(trace, model, &arithmetic, options.lanes, report)?
     };
-    let diverged = tokens.as_ref().is_some_and(|t| t.kind == Some(TokenKind::Divergence));
+    let diverged = tokens.as_ref().is_some_and(Tokens::diverge);
     let verdict = if coverage.taps == 0 {
         Verdict::Unmeasured
     } else if findings.is_empty() && !diverged {

@@ -23,6 +23,9 @@ pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
 pub use measure::{MAX_RATIO, Measured, THRESHOLDS, Thresholds};
-pub use tokens::{TokenKind, Tokens};
 pub use structure::Structure;
+pub use tokens::{
+    BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,
+    TokensReport, Top, Tops, tokens,
+};
 pub use ulps::Ulps;
