@@ -83,6 +83,21 @@ pub enum Error {
         /// What would be understood.
         known: &'static str,
     },
+    /// A tap whose shapes in two traces do not belong together.
+    #[error(
+        "{file}: tap '{tap}' has shape {found:?} here and {other:?} in the other trace; \
+         record both from the same model (tap names and axes are in docs/TRACE.md)"
+    )]
+    Shapes {
+        /// The step file of the second trace.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its shape there.
+        found: Vec<usize>,
+        /// Its shape in the first trace.
+        other: Vec<usize>,
+    },
     /// Both traces must be of the same tokens.
     #[error("step {step}: the traces hold different tokens; record both on the same tokens ({reason})")]
     Tokens {

@@ -15,7 +15,9 @@ mod tokens;
 
 pub use arithmetic::ArithmeticUse;
 pub use check::{Check, CheckOptions, Coverage, Verdict, check};
-pub use diff::{Diff, DiffRow, diff};
+pub use diff::{
+    Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff,
+};
 pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
