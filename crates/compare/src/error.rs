@@ -62,11 +62,25 @@ pub enum Error {
     OtherModel {
         /// The manifest.
         file: PathBuf,
-        /// What differs: `family` or `fingerprint`.
+        /// What differs.
         key: &'static str,
         /// What the trace says.
         trace: String,
         /// What the model is.
+        model: String,
+    },
+    /// The trace was recorded from other weights.
+    #[error(
+        "{file}: recorded with other weights: fingerprint '{trace}', the model given has '{model}'. Another revision, \
+         or another quantisation; no difference between the two would be a bug. Give the model it was recorded from, \
+         or record again from this one"
+    )]
+    OtherWeights {
+        /// The manifest.
+        file: PathBuf,
+        /// The fingerprint in it.
+        trace: String,
+        /// The model's.
         model: String,
     },
     /// An arithmetic that is not known.

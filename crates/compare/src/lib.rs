@@ -4,6 +4,7 @@
 
 mod align;
 mod arithmetic;
+mod beside;
 mod check;
 mod diff;
 mod error;
@@ -14,6 +15,7 @@ mod replay;
 mod tokens;
 
 pub use arithmetic::ArithmeticUse;
+pub use beside::{Beside, BesideRow, Side, Worse, beside};
 pub use check::{Check, CheckOptions, Coverage, Verdict, check};
 pub use diff::{
     Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff,

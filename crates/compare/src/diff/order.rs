@@ -44,3 +44,27 @@ pub(crate) fn order(name: &str) -> (usize, usize, usize, String) {
     };
     (global, layer.unwrap_or(0), place, rest.to_string())
 }
+
+/// How many operations have rounded when this tap is computed, in a model of as many layers. Taps that no list
+/// knows count as the last of their layer, or of the model.
+pub(crate) fn roundings(name: &str, layers: usize) -> usize {
+    let (layer, rest) = tap::split(name);
+    let place = LAYER.iter().position(|t| *t == rest).unwrap_or(LAYER.len());
+    match layer {
+        Some(layer) => 2 + layer * LAYER.len() + place,
+        None if rest == "embed" => 1,
+        None => 3 + layers * LAYER.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps_are_ordered_as_they_are_computed() {
+        let names = ["embed", "layers.0.attn_norm", "layers.0.out", "layers.2.q_proj", "layers.10.q_proj", "final_norm", "logits"];
+        assert!(names.windows(2).all(|w| order(w[0]) < order(w[1])));
+        assert!(names.windows(2).all(|w| roundings(w[0], 11) <= roundings(w[1], 11)));
+    }
+}

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ._fingerprint import fingerprint
+
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 
 
@@ -18,9 +20,16 @@ def describe(model: Any, implementation: str) -> dict[str, Any]:
     activations = _DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     stop = getattr(model.config, "eos_token_id", None) if stop is None else stop
+    about = {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+             "family": model.config.model_type}
+    try:
+        # which file it was: a trace of another revision is then told from a bug
+        if known := fingerprint(model):
+            about["fingerprint"] = known
+    except (OSError, ValueError, KeyError, RuntimeError):
+        pass  # a checkpoint laid out in another way: the trace goes without
     return {
-        "model": {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-                  "family": model.config.model_type},
+        "model": about,
         "arithmetic": {"weights": weights, "activations": activations, "kv_cache": activations,
                        "attention": implementation},
         "environment": {"python": platform.python_version(), "torch": torch.__version__,
