@@ -16,6 +16,8 @@ use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
 use crate::{models, python, workspace};
 
+mod diff;
+
 /// Measure.
 #[derive(Args)]
 pub struct Bench {
@@ -35,6 +37,8 @@ enum What {
     Reference,
     /// `check` of a 64-token trace with every tap, in forward passes, and its peak memory
     Check,
+    /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
+    Diff(diff::Sizes),
 }
 
 const PREFILL: usize = 64;
@@ -42,6 +46,9 @@ const DECODE: usize = 16;
 const KEEP_ALL: usize = 16 << 30;
 
 pub fn run(c: &Bench) -> Result<()> {
+    if let What::Diff(sizes) = &c.what {
+        return diff::run(sizes, c.rounds);
+    }
     let path = match &c.model {
         Some(path) => path.clone(),
         None => models::folder(&python::interpreter()?)?.join("smollm2.gguf"),
@@ -50,6 +57,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
+        What::Diff(_) => Ok(()),
     }
 }
 

@@ -112,7 +112,7 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
         writeln!(out)?;
         writeln!(
             out,
-            "               step  tap                           rel_l2     explained  ulps of 1  cosine     growth"
+            "               step  tap                           rel_l2     explained  roundoffs  cosine     growth"
         )?;
     }
     for (label, row) in rows.into_iter().map(|(l, r)| (l, r.as_ref())).chain([("largest", worst)]) {
@@ -177,7 +177,7 @@ fn line(out: &mut String, label: &str, row: &DiffRow) -> std::fmt::Result {
         row.tap,
         short(row.rel_l2),
         short(row.explained),
-        short(row.roundoffs / 2.0),
+        short(row.roundoffs),
         row.cosine,
         if row.growth > 0.0 { format!("x{}", short(row.growth)) } else { "-".into() }
     )

@@ -184,7 +184,7 @@ const MARGIN: f64 = 4.0;
 impl Expected {
     /// For a model of as many layers.
     pub fn new(held: &[Held; 2], layers: usize) -> Expected {
-        Expected { roundoff: held[0].coarsest + held[1].coarsest, layers }
+        Expected { roundoff: held[0].coarsest.hypot(held[1].coarsest), layers }
     }
 
     /// At one tap, relative to its value.
