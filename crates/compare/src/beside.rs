@@ -197,8 +197,7 @@ fn logits(trace: &Trace, model: &Model, memory: usize) -> Result<Option<f64>, Er
     let executor =
         Executor { program: &model.program, weights: &weights, arithmetic: None, lanes: 0, progress: None };
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
-    let mut distance =
-        Distance { trace, alignment: &alignment, op, error: 0.0, norm: 0.0, failed: None };
+    let mut distance = Distance { trace, alignment: &alignment, op, error: 0.0, norm: 0.0, failed: None };
     let mut keys = KeyValues::<f64>::new(model.program.ops.len());
     executor.execute(&steps, &mut keys, &mut distance)?;
     if let Some(error) = distance.failed {

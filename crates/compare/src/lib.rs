@@ -17,9 +17,7 @@ mod tokens;
 pub use arithmetic::ArithmeticUse;
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
 pub use check::{Check, CheckOptions, Coverage, Verdict, check};
-pub use diff::{
-    Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff,
-};
+pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff};
 pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};

@@ -31,11 +31,19 @@ fn write(out: &mut String, b: &Beside) -> std::fmt::Result {
     }
     let Some(other) = &b.other else { return Ok(()) };
     if let Some((step, tap)) = &b.first {
-        writeln!(out, "{:<13} {tap} in step {step}: the first that rounding does not explain on one side", "first")?;
+        writeln!(
+            out,
+            "{:<13} {tap} in step {step}: the first that rounding does not explain on one side",
+            "first"
+        )?;
     }
     let moved = b.diff.moved.as_ref();
     if let Some(row) = moved.filter(|r| b.first.as_ref().is_none_or(|(s, t)| (*s, t) != (r.step, &r.tap))) {
-        writeln!(out, "{:<13} {} in step {}: the first in which the two differ at all", "moved", row.tap, row.step)?;
+        writeln!(
+            out,
+            "{:<13} {} in step {}: the first in which the two differ at all",
+            "moved", row.tap, row.step
+        )?;
     }
     if let (Some(here), Some(there)) = (b.this.logits, other.logits) {
         writeln!(
@@ -75,7 +83,9 @@ fn three_way(b: &Beside) -> String {
         }
         (Worse::This, ..) => format!("this side is worse{}: rounding explains the other side", at(&b.this)),
         (Worse::Neither, Verdict::Diverges, _) => "both sides are wrong, and about equally".into(),
-        (Worse::Neither, Verdict::Agrees, Verdict::Agrees) if b.diff.circumstances.weights == SameWeights::No => {
+        (Worse::Neither, Verdict::Agrees, Verdict::Agrees)
+            if b.diff.circumstances.weights == SameWeights::No =>
+        {
             "each side follows from its own inputs; they do not hold the same weights".into()
         }
         (Worse::Neither, Verdict::Agrees, Verdict::Agrees) => {

@@ -27,7 +27,9 @@ pub(crate) fn headline(diff: &Diff) -> String {
         DiffVerdict::Identical => {
             format!("identical: all {} common values are equal bit for bit", count(diff.rows.len()))
         }
-        DiffVerdict::Agrees => "agrees: the traces differ by no more than rounding in their formats leaves".into(),
+        DiffVerdict::Agrees => {
+            "agrees: the traces differ by no more than rounding in their formats leaves".into()
+        }
         DiffVerdict::NonDeterministic => format!(
             "non-deterministic: one engine gave two results for the same tokens; the first tap that moved is {}",
             place(&diff.moved)
@@ -42,7 +44,9 @@ pub(crate) fn headline(diff: &Diff) -> String {
         DiffVerdict::OtherArithmetic => {
             format!("other arithmetic: {}; no difference is larger than that leaves", formats(&c.held))
         }
-        DiffVerdict::Differs => format!("differs: more than rounding explains, first at {}", place(&diff.first)),
+        DiffVerdict::Differs => {
+            format!("differs: more than rounding explains, first at {}", place(&diff.first))
+        }
     }
 }
 
@@ -51,17 +55,22 @@ pub(crate) fn circumstances(diff: &Diff) -> Vec<(&'static str, String)> {
     let c = &diff.circumstances;
     let mut lines = Vec::new();
     if c.weights == SameWeights::No {
-        lines.push(("weights", "recorded with other weights; nothing here is a kernel bug until both run the same file".into()));
+        lines.push((
+            "weights",
+            "recorded with other weights; nothing here is a kernel bug until both run the same file".into(),
+        ));
     }
     if diff.verdict == DiffVerdict::NonDeterministic {
         lines.push((
             "same engine",
-            "producer, version, model, arithmetic and environment are equal, as far as both traces say".into(),
+            "producer, version, model, arithmetic and environment are equal, as far as both traces say"
+                .into(),
         ));
     }
     if c.other_arithmetic() {
         let explained = short(c.explained);
-        let text = format!("{}: differences up to {explained} are expected from that alone", formats(&c.held));
+        let text =
+            format!("{}: differences up to {explained} are expected from that alone", formats(&c.held));
         lines.push(("arithmetic", text));
     }
     lines.extend(other_keys(c).map(|text| ("recorded with", text)));
@@ -90,9 +99,16 @@ fn other_keys(c: &Circumstances) -> Option<String> {
     };
     let text = |v: &Value| {
         let text = value(v);
-        if text.chars().count() > 40 { format!("{}…", text.chars().take(39).collect::<String>()) } else { text }
+        if text.chars().count() > 40 {
+            format!("{}…", text.chars().take(39).collect::<String>())
+        } else {
+            text
+        }
     };
-    let shown = others.iter().take(SHOWN).map(|d| format!("{}: {} / {}", d.key, text(&d.values[0]), text(&d.values[1])));
+    let shown = others
+        .iter()
+        .take(SHOWN)
+        .map(|d| format!("{}: {} / {}", d.key, text(&d.values[0]), text(&d.values[1])));
     let mut text = shown.collect::<Vec<_>>().join("; ");
     if others.len() > SHOWN {
         let more: Vec<&str> = others[SHOWN..].iter().map(|d| d.key.as_str()).collect();
@@ -126,20 +142,37 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
     writeln!(out)?;
     let elements = diff.rows.iter().map(|r| r.elements).sum();
     let differ = diff.rows.iter().map(|r| r.differ).sum();
-    let how = if diff.by_rows { ", paired by sequence and position: the steps are divided differently" } else { "" };
+    let how = if diff.by_rows {
+        ", paired by sequence and position: the steps are divided differently"
+    } else {
+        ""
+    };
     say(
         out,
         "compared",
-        &format!("{} values, {} elements, {} of them differ{how}", count(diff.rows.len()), count(elements), count(differ)),
+        &format!(
+            "{} values, {} elements, {} of them differ{how}",
+            count(diff.rows.len()),
+            count(elements),
+            count(differ)
+        ),
     )?;
     if let Some(step) = diff.first_other_token {
-        say(out, "tokens", &format!("the traces chose different tokens after step {step}; later steps are not compared"))?;
+        say(
+            out,
+            "tokens",
+            &format!("the traces chose different tokens after step {step}; later steps are not compared"),
+        )?;
     }
     if !diff.only_in_one.is_empty() {
         say(out, "in one only", &diff.only_in_one.join(" "))?;
     }
     if !diff.not_compared.is_empty() {
-        say(out, "not compared", &format!("{}: their keys depend on the division into steps", diff.not_compared.join(" ")))?;
+        say(
+            out,
+            "not compared",
+            &format!("{}: their keys depend on the division into steps", diff.not_compared.join(" ")),
+        )?;
     }
     if let Some(next) = next(diff) {
         say(out, "next", &next)?;
@@ -160,7 +193,8 @@ fn next(diff: &Diff) -> Option<String> {
         }
         DiffVerdict::OtherWeights => "record both again from one file, then compare".into(),
         DiffVerdict::OtherArithmetic | DiffVerdict::Differs => {
-            "two traces cannot say which is right: firstdiff check TRACE --model MODEL --beside OTHER can".into()
+            "two traces cannot say which is right: firstdiff check TRACE --model MODEL --beside OTHER can"
+                .into()
         }
     })
 }

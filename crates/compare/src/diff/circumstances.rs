@@ -1,8 +1,8 @@
 //! How two traces were recorded, and what of their difference that alone explains.
 
+use firstdiff_reference::MatmulInputs;
 use firstdiff_tensor::Float;
 use firstdiff_trace::Trace;
-use firstdiff_reference::MatmulInputs;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -138,9 +138,9 @@ fn held(trace: &Trace) -> Result<Held, Error> {
         declared: used.declared,
         coarsest: match arithmetic.matmul_inputs {
             MatmulInputs::Ggml => BLOCK_ROUNDOFF,
-            MatmulInputs::AsStored => {
-                roundoff(arithmetic.store).max(roundoff(arithmetic.weights)).max(roundoff(arithmetic.kv_cache))
-            }
+            MatmulInputs::AsStored => roundoff(arithmetic.store)
+                .max(roundoff(arithmetic.weights))
+                .max(roundoff(arithmetic.kv_cache)),
         },
     })
 }

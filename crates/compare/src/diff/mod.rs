@@ -218,7 +218,9 @@ fn compare(
     let (x, y) = (&a.steps[run.steps[0]], &b.steps[run.steps[1]]);
     let mut pieces: Vec<Piece> = Vec::new();
     for (name, p) in x.taps() {
-        let Some(q) = y.taps().get(name).filter(|q| q.dtype.is_float() && p.dtype.is_float()) else { continue };
+        let Some(q) = y.taps().get(name).filter(|q| q.dtype.is_float() && p.dtype.is_float()) else {
+            continue;
+        };
         if pairing.by_rows && pairs::has_keys(name) {
             let pattern = tap::pattern(name);
             if !not_compared.contains(&pattern) {

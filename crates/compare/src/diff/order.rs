@@ -63,7 +63,15 @@ mod tests {
 
     #[test]
     fn taps_are_ordered_as_they_are_computed() {
-        let names = ["embed", "layers.0.attn_norm", "layers.0.out", "layers.2.q_proj", "layers.10.q_proj", "final_norm", "logits"];
+        let names = [
+            "embed",
+            "layers.0.attn_norm",
+            "layers.0.out",
+            "layers.2.q_proj",
+            "layers.10.q_proj",
+            "final_norm",
+            "logits",
+        ];
         assert!(names.windows(2).all(|w| order(w[0]) < order(w[1])));
         assert!(names.windows(2).all(|w| roundings(w[0], 11) <= roundings(w[1], 11)));
     }

@@ -147,7 +147,9 @@ fn by_row(info: &TapInfo, tokens: usize) -> impl Iterator<Item = (usize, usize)>
     let all = (tokens == 1 || outer == tokens).then_some(tokens);
     let some = Some(outer).filter(|&d| d < tokens);
     let readings = [all, some, Some(1)].into_iter().flatten();
-    readings.filter(move |&rows| rows > 0 && elements.is_multiple_of(rows)).map(move |rows| (rows, elements / rows))
+    readings
+        .filter(move |&rows| rows > 0 && elements.is_multiple_of(rows))
+        .map(move |rows| (rows, elements / rows))
 }
 
 /// Whether a tap has a key axis: its extents depend on how the tokens were divided into steps.
@@ -187,12 +189,7 @@ mod tests {
         let run = |steps, first, rows| Run { steps, first, rows };
         assert_eq!(
             pairing.runs,
-            [
-                run([0, 0], [0, 0], 2),
-                run([0, 1], [2, 0], 2),
-                run([0, 2], [4, 0], 1),
-                run([1, 3], [0, 0], 1)
-            ]
+            [run([0, 0], [0, 0], 2), run([0, 1], [2, 0], 2), run([0, 2], [4, 0], 1), run([1, 3], [0, 0], 1)]
         );
         assert_eq!(pairing.first_other_token, None);
     }

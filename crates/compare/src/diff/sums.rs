@@ -210,7 +210,12 @@ fn finite_squares(x: &[f64]) -> f64 {
 }
 
 /// Decodes floats of one of the four formats. `out` is as long as there are elements.
-fn decode((dtype, bytes): (DType, &[u8]), out: &mut [f64], words: &mut [u16; BLOCK], halves: &mut [f32; BLOCK]) {
+fn decode(
+    (dtype, bytes): (DType, &[u8]),
+    out: &mut [f64],
+    words: &mut [u16; BLOCK],
+    halves: &mut [f32; BLOCK],
+) {
     match dtype {
         DType::F64 => {
             for (x, b) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
@@ -313,7 +318,8 @@ mod tests {
     #[test]
     fn sums_are_those_of_a_plain_loop() {
         let a: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.37).sin()).collect();
-        let b: Vec<f32> = a.iter().enumerate().map(|(i, x)| x + if i % 7 == 3 { 1e-3 } else { 0.0 }).collect();
+        let b: Vec<f32> =
+            a.iter().enumerate().map(|(i, x)| x + if i % 7 == 3 { 1e-3 } else { 0.0 }).collect();
         let s = sums(&a, &b);
         let d = |i: usize| f64::from(a[i]) - f64::from(b[i]);
         let error: f64 = (0..5000).map(|i| d(i) * d(i)).sum();
@@ -329,9 +335,19 @@ mod tests {
 
     #[test]
     fn ulps_fall_into_the_buckets_that_they_are_named_after() {
-        for (distance, bucket) in
-            [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3), (5, 4), (8, 4), (9, 5), (1024, 11), (1025, 12), (1 << 30, 12)]
-        {
+        for (distance, bucket) in [
+            (0, 0),
+            (1, 1),
+            (2, 2),
+            (3, 3),
+            (4, 3),
+            (5, 4),
+            (8, 4),
+            (9, 5),
+            (1024, 11),
+            (1025, 12),
+            (1 << 30, 12),
+        ] {
             let s = sums(&[1.0], &[f32::from_bits(1.0f32.to_bits() + distance)]);
             assert_eq!(s.ulps.iter().position(|n| *n == 1), Some(bucket), "{distance}");
         }

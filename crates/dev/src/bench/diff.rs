@@ -44,7 +44,9 @@ pub fn run(c: &Sizes, rounds: usize) -> Result<()> {
             write(&path(name), Format::F32, gigabytes, None)?;
         }
         let (seconds, peak) = ours(&path("a"), &path("b"), None)?;
-        println!("diff of two traces of {gigabytes} GB each: {seconds:.1} s, peak resident memory {peak:.1} MiB");
+        println!(
+            "diff of two traces of {gigabytes} GB each: {seconds:.1} s, peak resident memory {peak:.1} MiB"
+        );
         return Ok(());
     }
     for (name, format, noise) in
@@ -58,7 +60,8 @@ pub fn run(c: &Sizes, rounds: usize) -> Result<()> {
         "", "1 thread", "2 threads", "numpy", "ratio", "peak memory"
     );
     let interpreter = python::interpreter()?;
-    for (what, a, b) in [("f32 + f32", "a32", "b32"), ("f32 + bf16", "a32", "b16"), ("bf16 + bf16", "a16", "b16")]
+    for (what, a, b) in
+        [("f32 + f32", "a32", "b32"), ("f32 + bf16", "a32", "b16"), ("bf16 + bf16", "a16", "b16")]
     {
         let bytes = (size(&path(a))? + size(&path(b))?) as f64 / 1e9;
         let (mut times, mut ratios, mut peaks) = ([vec![], vec![], vec![]], vec![], vec![]);
@@ -145,10 +148,7 @@ fn write(trace: &Path, format: Format, gigabytes: f64, noise: Option<u32>) -> Re
     for step in 0..steps {
         let mut header = serde_json::Map::new();
         let ids = ROWS * 8;
-        header.insert(
-            "token_ids".into(),
-            json!({"dtype": "I64", "shape": [ROWS], "data_offsets": [0, ids]}),
-        );
+        header.insert("token_ids".into(), json!({"dtype": "I64", "shape": [ROWS], "data_offsets": [0, ids]}));
         for layer in 0..TAPS {
             let start = ids + layer * tap;
             header.insert(
