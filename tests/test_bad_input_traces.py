@@ -186,16 +186,28 @@ def test_a_trace_of_a_model_with_other_shapes_or_taps_does_not_agree(other, chec
         assert_refused(result, "trace")
 
 
+def without_fingerprint(trace):
+    about = json.loads((trace / "trace.json").read_text())
+    del about["model"]["fingerprint"]
+    (trace / "trace.json").write_text(json.dumps(about))
+    return trace
+
+
+def test_a_trace_of_other_weights_is_refused_by_its_fingerprint(firstdiff, trace, tmp_path):
+    other = make(BY_NAME["llama"], tmp_path / "other", seed=99)
+    assert_refused(firstdiff.check(trace, other), "recorded with other weights")
+
+
 def test_a_trace_of_other_weights_diverges_at_the_embedding(firstdiff, trace, tmp_path):
     other = make(BY_NAME["llama"], tmp_path / "other", seed=99)
-    result = firstdiff.check(trace, other)
+    result = firstdiff.check(without_fingerprint(trace), other)
     assert result.code == DIVERGES, str(result)
     assert (result.findings[0]["step"], result.findings[0]["tap"]) == (0, "embed"), str(result)
 
 
 def test_a_trace_of_a_smaller_vocabulary_is_refused_by_its_logits(firstdiff, trace, tmp_path):
     other = make(Tiny("llama-large-vocabulary", "llama", {"vocab_size": 128}), tmp_path / "other")
-    assert_refused(firstdiff.check(trace, other), "logits")
+    assert_refused(firstdiff.check(without_fingerprint(trace), other), "logits")
 
 
 def test_another_fingerprint_is_refused_with_both_values(check, trace):

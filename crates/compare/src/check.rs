@@ -80,6 +80,15 @@ pub struct CheckOptions<'a> {
 /// # Errors
 /// When the trace is of another model or cannot be read.
 pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Check, Error> {
+    Ok(check_judged(trace, model, options)?.0)
+}
+
+/// Also gives what was measured, value by value.
+pub(crate) fn check_judged(
+    trace: &Trace,
+    model: &Model,
+    options: &CheckOptions,
+) -> Result<(Check, Vec<Judged>), Error> {
     same_model(trace, model)?;
     let alignment = Alignment::new(trace, &model.program)?;
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
@@ -136,7 +145,7 @@ pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Che
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
     let notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
-    Ok(Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes })
+    Ok((Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes }, judged))
 }
 
 fn replay(
@@ -199,7 +208,8 @@ fn same_model(trace: &Trace, model: &Model) -> Result<(), Error> {
     if let Some(fingerprint) = &spec.fingerprint {
         let ours = model.checkpoint.fingerprint();
         if *fingerprint != ours {
-            return Err(differ("fingerprint", fingerprint, ours));
+            let (file, trace) = (trace.path().join("trace.json"), fingerprint.clone());
+            return Err(Error::OtherWeights { file, trace, model: ours });
         }
     }
     Ok(())

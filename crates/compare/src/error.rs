@@ -62,11 +62,25 @@ pub enum Error {
     OtherModel {
         /// The manifest.
         file: PathBuf,
-        /// What differs: `family` or `fingerprint`.
+        /// What differs.
         key: &'static str,
         /// What the trace says.
         trace: String,
         /// What the model is.
+        model: String,
+    },
+    /// The trace was recorded from other weights.
+    #[error(
+        "{file}: recorded with other weights: fingerprint '{trace}', the model given has '{model}'. Another revision, \
+         or another quantisation; no difference between the two would be a bug. Give the model it was recorded from, \
+         or record again from this one"
+    )]
+    OtherWeights {
+        /// The manifest.
+        file: PathBuf,
+        /// The fingerprint in it.
+        trace: String,
+        /// The model's.
         model: String,
     },
     /// An arithmetic that is not known.
@@ -82,6 +96,21 @@ pub enum Error {
         value: String,
         /// What would be understood.
         known: &'static str,
+    },
+    /// A tap whose shapes in two traces do not belong together.
+    #[error(
+        "{file}: tap '{tap}' has shape {found:?} here and {other:?} in the other trace; \
+         record both from the same model (tap names and axes are in docs/TRACE.md)"
+    )]
+    Shapes {
+        /// The step file of the second trace.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its shape there.
+        found: Vec<usize>,
+        /// Its shape in the first trace.
+        other: Vec<usize>,
     },
     /// Both traces must be of the same tokens.
     #[error("step {step}: the traces hold different tokens; record both on the same tokens ({reason})")]

@@ -4,6 +4,7 @@
 
 mod align;
 mod arithmetic;
+mod beside;
 mod check;
 mod diff;
 mod error;
@@ -17,8 +18,9 @@ mod tokens;
 mod ulps;
 
 pub use arithmetic::ArithmeticUse;
+pub use beside::{Beside, BesideRow, Side, Worse, beside};
 pub use check::{Check, CheckOptions, Coverage, Verdict, check};
-pub use diff::{Diff, DiffRow, diff};
+pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff};
 pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};

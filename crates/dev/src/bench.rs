@@ -16,6 +16,8 @@ use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
 use crate::{bench_verdicts, models, python, workspace};
 
+mod diff;
+
 /// Measure.
 #[derive(Args)]
 pub struct Bench {
@@ -37,6 +39,8 @@ enum What {
     Check,
     /// Right engines that must agree, planted faults that must be found, and how small they may be
     Verdicts(bench_verdicts::Verdicts),
+    /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
+    Diff(diff::Sizes),
 }
 
 const PREFILL: usize = 64;
@@ -44,8 +48,10 @@ const DECODE: usize = 16;
 const KEEP_ALL: usize = 16 << 30;
 
 pub fn run(c: &Bench) -> Result<()> {
-    if let What::Verdicts(verdicts) = &c.what {
-        return bench_verdicts::run(verdicts);
+    match &c.what {
+        What::Verdicts(verdicts) => return bench_verdicts::run(verdicts),
+        What::Diff(sizes) => return diff::run(sizes, c.rounds),
+        What::Reference | What::Check => {}
     }
     let path = match &c.model {
         Some(path) => path.clone(),
@@ -55,7 +61,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
-        What::Verdicts(_) => Ok(()),
+        What::Verdicts(_) | What::Diff(_) => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Machine-readable results. Keys may be added, never removed.
 
-use firstdiff_compare::{Check, Diff, Inspection, TokensReport};
+use firstdiff_compare::{Beside, Check, Diff, Inspection, TokensReport};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -20,6 +20,23 @@ fn tagged<T: Serialize>(format: &'static str, result: &T) -> Value {
 /// The result of a check: `firstdiff.check/1`.
 pub fn check(result: &Check) -> Value {
     tagged("firstdiff.check/1", result)
+}
+
+/// A check with a second trace beside it: `firstdiff.check/1`, with the keys `beside` and, before them, what the
+/// two traces say of each other without a model.
+pub fn check_beside(result: &Check, beside: &Beside) -> Value {
+    let mut value = check(result);
+    let mut three_way = serde_json::to_value(beside).unwrap_or_default();
+    let mut direct = diff(&beside.diff);
+    if let (Some(three_way), Some(direct)) = (three_way.as_object_mut(), direct.as_object_mut()) {
+        // Value by value the two stand in `firstdiff diff`.
+        direct.shift_remove("rows");
+        three_way.insert("diff".into(), direct.clone().into());
+    }
+    if let Some(value) = value.as_object_mut() {
+        value.insert("beside".into(), three_way);
+    }
+    value
 }
 
 /// The result of a comparison of two traces: `firstdiff.diff/1`.

@@ -1,6 +1,7 @@
 //! Wording and layout of results: pure functions from a result to text. Results are data; what is
 //! said about them is said here and nowhere else.
 
+mod beside_text;
 mod check_text;
 mod diff_text;
 mod inspect_text;
@@ -8,6 +9,7 @@ pub mod json;
 mod number;
 mod tokens_text;
 
+pub use beside_text::beside_text;
 pub use check_text::check_text;
 pub use diff_text::diff_text;
 pub use inspect_text::inspect_text;

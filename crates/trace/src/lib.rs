@@ -9,6 +9,7 @@ mod error;
 mod manifest;
 mod reader;
 mod step;
+mod stream;
 pub mod tap;
 mod writer;
 
@@ -16,4 +17,5 @@ pub use error::Error;
 pub use manifest::{ArithmeticSpec, FORMAT, Manifest, ModelSpec, Producer};
 pub use reader::Trace;
 pub use step::{Step, TapInfo};
+pub use stream::StepFile;
 pub use writer::{StepWriter, Writer};

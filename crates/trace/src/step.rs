@@ -18,7 +18,19 @@ pub struct TapInfo {
     pub dtype: DType,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
-    range: Range<usize>,
+    pub(crate) range: Range<usize>,
+}
+
+impl TapInfo {
+    /// A tap that no file holds yet.
+    pub fn new(dtype: DType, shape: &[usize]) -> TapInfo {
+        TapInfo { dtype, shape: shape.to_vec(), range: 0..0 }
+    }
+
+    /// Elements, all axes together.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// A forward call. The taps stay in the mapped file until they are asked for.

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
-use firstdiff_compare::{CheckOptions, Verdict, check};
+use firstdiff_compare::{CheckOptions, Verdict, beside, check};
 use firstdiff_model::Model;
 use firstdiff_reference::Arithmetic;
 use firstdiff_trace::Trace;
@@ -30,6 +30,9 @@ pub struct Check {
     /// The engine's arithmetic, where the trace does not declare it
     #[arg(long, value_name = "PROFILE", value_parser = parse_arithmetic)]
     arithmetic: Option<Arithmetic>,
+    /// A second trace of the same tokens: each is held against the model, and the worse one is named
+    #[arg(long, value_name = "TRACE")]
+    beside: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: OutputFormat,
@@ -46,7 +49,22 @@ pub fn run(c: &Check) -> Result<Exit> {
     c.resources.start_threads()?;
     let trace = Trace::open(&c.trace)?;
     let model = load::model(&c.model)?;
+    if let Some(other) = &c.beside {
+        return three_way(c, &trace, &Trace::open(other)?, &model);
+    }
     verdict(&trace, &model, c.arithmetic.clone(), c.format, &c.model)
+}
+
+/// Checks both traces and says which is the worse one. The exit code is that of the first trace.
+fn three_way(c: &Check, trace: &Trace, other: &Trace, model: &Model) -> Result<Exit> {
+    let options = CheckOptions { arithmetic: c.arithmetic.clone(), memory: 0, lanes: LANES, progress: None };
+    let (check, beside) =
+        beside(trace, other, model, &options).map_err(|e| anyhow!("{e} (model: {})", c.model.display()))?;
+    match c.format {
+        OutputFormat::Text => print!("{}", firstdiff_report::beside_text(&check, &beside)),
+        OutputFormat::Json => println!("{:#}", firstdiff_report::json::check_beside(&check, &beside)),
+    }
+    Ok(exit(check.verdict))
 }
 
 /// Checks and prints; shared with the demo.
@@ -67,9 +85,13 @@ pub fn verdict(
         OutputFormat::Text => print!("{}", firstdiff_report::check_text(&result)),
         OutputFormat::Json => println!("{:#}", firstdiff_report::json::check(&result)),
     }
-    Ok(match result.verdict {
+    Ok(exit(result.verdict))
+}
+
+fn exit(verdict: Verdict) -> Exit {
+    match verdict {
         Verdict::Agrees => Exit::Agrees,
         Verdict::Diverges => Exit::Diverges,
         Verdict::Unmeasured => Exit::Unmeasured,
-    })
+    }
 }

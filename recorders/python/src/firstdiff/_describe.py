@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ._fingerprint import fingerprint
+
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 
 
@@ -18,9 +20,16 @@ def describe(model: Any, implementation: str) -> dict[str, Any]:
     activations = _DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     stop = getattr(model.config, "eos_token_id", None) if stop is None else stop
+    about = {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+             "family": model.config.model_type}
+    try:
+        # which file it was: a trace of another revision is then told from a bug
+        if known := fingerprint(model):
+            about["fingerprint"] = known
+    except (OSError, ValueError, KeyError, RuntimeError):
+        pass  # a checkpoint laid out in another way: the trace goes without
     return {
-        "model": {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-                  "family": model.config.model_type},
+        "model": about,
         "arithmetic": {"weights": weights, "activations": activations, "kv_cache": activations,
                        "attention": implementation},
         "environment": {"python": platform.python_version(), "torch": torch.__version__,
@@ -33,6 +42,7 @@ def describe(model: Any, implementation: str) -> dict[str, Any]:
 
 def sampling(model: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
-    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams")
+    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "num_beams",
+             "no_repeat_ngram_size", "min_new_tokens", "min_length", "guidance_scale")
     values = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
