@@ -49,6 +49,7 @@ class Bug:
     layers: tuple = tuple(range(LAYERS))
     step: int = 0
     also: tuple = ()
+    faint: bool = False  # fades as the residual stream grows: with few taps the last layers may lie within the floor
     smollm2: bool = True  # visible above the rounding of bfloat16 too
 
     @property
@@ -79,7 +80,7 @@ BUGS = [
     Bug(bugs.o_proj_transposed_in_layer_1, "llama", "attn_out", layers=(1,)),
     Bug(bugs.wrong_output_head, "llama", "logits", layers=(), smollm2=False),
     Bug(bugs.tied_head_replaced, "llama-tied", "logits", layers=()),
-    Bug(bugs.norm_eps_swapped, "llama", "attn_norm", also=("mlp_norm", "final_norm"), smollm2=False),
+    Bug(bugs.norm_eps_swapped, "llama", "attn_norm", also=("mlp_norm", "final_norm"), faint=True, smollm2=False),
     Bug(bugs.norm_overwrites_residual, "llama", "attn_resid"),
     Bug(bugs.final_norm_missing, "qwen2", "final_norm", layers=()),
     Bug(bugs.attention_scale_missing, "llama", "attn_scores"),

@@ -26,6 +26,8 @@ pub enum Command {
     Check(cmd::check::Check),
     /// Compare two traces of the same tokens, without a model
     Diff(cmd::diff::Diff),
+    /// Compare the tokens two engines chose: a tie, or a divergence
+    Tokens(cmd::tokens::Tokens),
     /// Generate text with the reference
     Run(cmd::run::Run),
     /// Record a trace of the reference

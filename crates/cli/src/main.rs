@@ -15,6 +15,7 @@ fn main() -> std::process::ExitCode {
         args::Command::Demo(c) => cmd::demo::run(&c),
         args::Command::Check(c) => cmd::check::run(&c),
         args::Command::Diff(c) => cmd::diff::run(&c),
+        args::Command::Tokens(c) => cmd::tokens::run(&c),
         args::Command::Run(c) => cmd::run::run(&c),
         args::Command::Trace(c) => cmd::trace::run(&c),
         args::Command::Inspect(c) => cmd::inspect::run(&c),

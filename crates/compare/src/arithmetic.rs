@@ -6,6 +6,7 @@ use firstdiff_trace::{Manifest, Trace};
 use serde::Serialize;
 
 use crate::Error;
+use crate::replay::Judged;
 
 /// The arithmetic a verdict rests on.
 #[derive(Clone, Debug, Serialize)]
@@ -19,6 +20,25 @@ pub struct ArithmeticUse {
 }
 
 const FLOATS: &str = "f64, f32, bf16, f16";
+const ALL_FLOATS: &str = "f64, f32, bf16, f16; for kv_cache also fp8-e4m3, fp8-e5m2";
+const INPUTS: &str = "as-stored, ggml-q8, tf32, bf16, f16, fp8-e4m3 and fp8-e5m2 (one scale a token), \
+                      fp8-e4m3-128 (one scale for 128 channels)";
+
+/// `matmul_inputs` as traces spell it.
+fn matmul_inputs(name: &str) -> Option<MatmulInputs> {
+    let scaled = |format, block| MatmulInputs::Scaled { format, block };
+    Some(match name {
+        "as-stored" => MatmulInputs::AsStored,
+        "ggml-q8" => MatmulInputs::Ggml,
+        "tf32" => MatmulInputs::Short(Float::TF32),
+        "bf16" => MatmulInputs::Short(Float::BF16),
+        "f16" => MatmulInputs::Short(Float::F16),
+        "fp8-e4m3" => scaled(Float::E4M3, None),
+        "fp8-e5m2" => scaled(Float::E5M2, None),
+        "fp8-e4m3-128" => scaled(Float::E4M3, Some(128)),
+        _ => return None,
+    })
+}
 
 /// The arithmetic declared in the manifest, or inferred from the stored values.
 pub(crate) fn resolve(trace: &Trace) -> Result<(Arithmetic, ArithmeticUse), Error> {
@@ -47,9 +67,12 @@ fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Option<Arithm
     };
     let float = |key, value: &Option<String>| match value {
         None => Ok(None),
-        Some(name) => Float::from_name(name).map(Some).ok_or_else(|| wrong(key, name, FLOATS)),
+        Some(name) => Float::from_name(name).map(Some).ok_or_else(|| wrong(key, name, ALL_FLOATS)),
     };
     let Some(store) = float("activations", &spec.activations)? else { return Ok(None) };
+    if !Arithmetic::ACTIVATIONS.contains(&store) {
+        return Err(wrong("activations", spec.activations.as_deref().unwrap_or_default(), FLOATS));
+    }
     let mut arithmetic = Arithmetic::uniform(store);
     arithmetic.weights = match spec.weights.as_deref() {
         Some("gguf" | "file") => Float::F32,
@@ -61,13 +84,29 @@ fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Option<Arithm
     if let Some(kv_cache) = float("kv_cache", &spec.kv_cache)? {
         arithmetic.kv_cache = kv_cache;
     }
-    match spec.matmul_inputs.as_deref() {
-        None | Some("as-stored") => {}
-        Some("ggml-q8") => {
-            arithmetic.matmul_inputs = MatmulInputs::Ggml;
-            arithmetic.name = "ggml-q8".into();
+    let key = |key: &str| spec.other.get(key).and_then(serde_json::Value::as_str).map(String::from);
+    if let Some(residual) = float("residual", &key("residual"))? {
+        arithmetic.residual = residual;
+        if residual != store {
+            arithmetic.name += &format!("+residual-{}", residual.name());
         }
-        Some(other) => return Err(wrong("matmul_inputs", other, "as-stored, ggml-q8")),
+    }
+    if let Some(parts) = spec.other.get("split_sums") {
+        let parts = parts.as_u64().filter(|p| (1..=1024).contains(p));
+        let given = spec.other["split_sums"].to_string();
+        let parts = parts.ok_or_else(|| wrong("split_sums", &given, "whole numbers from 1 to 1024"))?;
+        if parts > 1 {
+            arithmetic = arithmetic.with_split_sums(parts as usize);
+        }
+    }
+    if let Some(inputs) = spec.matmul_inputs.as_deref() {
+        arithmetic.matmul_inputs =
+            matmul_inputs(inputs).ok_or_else(|| wrong("matmul_inputs", inputs, INPUTS))?;
+        match arithmetic.matmul_inputs {
+            MatmulInputs::AsStored => {}
+            MatmulInputs::Ggml => arithmetic.name = inputs.into(),
+            _ => arithmetic.name += &format!("+{inputs}"),
+        }
     }
     if spec.other.get("attention").and_then(|v| v.as_str()) == Some("ggml-flash")
         && arithmetic.kv_cache == Float::F16
@@ -115,5 +154,37 @@ fn dtype(format: Float) -> DType {
         Float::F32 => DType::F32,
         Float::F16 => DType::F16,
         Float::BF16 => DType::BF16,
+        // Never stored as such: they are widened when recorded.
+        Float::TF32 | Float::E4M3 | Float::E5M2 => DType::F32,
     }
+}
+
+/// Profiles that may explain what `base`, inferred from stored values, does not; cheaper ones first.
+/// Coarser ones only for what the engine may do inside its operations: how it stores is known.
+pub(crate) fn dearer(base: &Arithmetic, quantised: bool) -> Vec<Arithmetic> {
+    match base.store {
+        Float::F32 if quantised => vec![Arithmetic::ggml()],
+        Float::F32 => vec![Arithmetic::tf32()],
+        Float::BF16 | Float::F16 => {
+            let fused = base.clone().with_fused_residual();
+            let split = base.clone().with_split_sums(SPLIT);
+            vec![fused.clone(), split, fused.with_split_sums(SPLIT)]
+        }
+        _ => vec![],
+    }
+}
+
+/// Parts into which libraries commonly cut long sums.
+const SPLIT: usize = 4;
+
+/// Whether a dearer profile is the engine's arithmetic and not a bug explained away: an arithmetic
+/// acts on every operation of a kind, a bug on some. At least half of the operations whose floor it
+/// raises must need it, it must explain all but a tenth of those, and leave nothing else unexplained
+/// that it touches.
+pub(crate) fn is_adopted(base: &[Judged], again: &[Judged]) -> bool {
+    let raised =
+        || base.iter().zip(again).filter(|(b, a)| a.measured.noise_rel_l2 > 1.1 * b.measured.noise_rel_l2);
+    let needed = raised().filter(|(b, _)| b.measured.is_wrong()).count();
+    let left = raised().filter(|(_, a)| a.measured.is_wrong()).count();
+    needed > 0 && 2 * needed >= raised().count() && 10 * left <= needed
 }

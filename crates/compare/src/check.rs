@@ -14,7 +14,7 @@ use crate::finding::{Finding, findings};
 use crate::inspection::inspect;
 use crate::measure::Measured;
 use crate::replay::{Judged, Replay, input};
-use crate::tokens::{self, TokenKind, Tokens};
+use crate::tokens::{self, Tokens};
 
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -102,20 +102,23 @@ pub(crate) fn check_judged(
     let suspicions = inspect(model, None)?.suspicions();
     let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
-    if !used.declared && quantised && wrong(&judged) > 0 {
-        // The next dearer profile for a quantised file; taken only if it explains most of the rest.
-        let ggml = Arithmetic::ggml();
-        let again = replay(trace, model, &alignment, &steps, &ggml, options)?;
-        if 2 * wrong(&again) < wrong(&judged) {
+    if !used.declared && wrong(&judged) > 0 {
+        for dearer in arithmetic::dearer(&arithmetic, quantised) {
+            let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
+            if !arithmetic::is_adopted(&judged, &again) {
+                continue;
+            }
             used.why = format!(
-                "not declared; {} leaves {} of {} values unexplained, ggml's 8-bit blocks leave {}",
+                "not declared; {} leaves {} of {} values unexplained, {} leaves {}",
                 used.profile,
                 wrong(&judged),
                 judged.len(),
+                dearer.name,
                 wrong(&again)
             );
-            used.profile = ggml.name.clone();
-            (arithmetic, judged) = (ggml, again);
+            used.profile = dearer.name.clone();
+            (arithmetic, judged) = (dearer, again);
+            break;
         }
     }
 
@@ -129,7 +132,7 @@ pub(crate) fn check_judged(
         let report = report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync));
         tokens::compare(trace, model, &arithmetic, options.lanes, report)?
     };
-    let diverged = tokens.as_ref().is_some_and(|t| t.kind == Some(TokenKind::Divergence));
+    let diverged = tokens.as_ref().is_some_and(Tokens::diverge);
     let verdict = if coverage.taps == 0 {
         Verdict::Unmeasured
     } else if findings.is_empty() && !diverged {

@@ -120,4 +120,15 @@ pub enum Error {
         /// The first difference.
         reason: String,
     },
+    /// A file that is no list of token ids.
+    #[error(
+        "{file}: {reason}; expected a trace folder, or a file with the JSON of `firstdiff run --format json`, a JSON array \
+         of token ids, or ids separated by commas or spaces"
+    )]
+    Ids {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
 }

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use firstdiff_model::{Op, Program};
+use firstdiff_model::{Axis, Op, Program};
 use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
 
 use crate::align::Alignment;
-use crate::measure::{MAX_RATIO, Measured, THRESHOLDS};
+use crate::measure::{MAX_RATIO, Measured, Part, THRESHOLDS};
+use crate::place;
 use crate::replay::Judged;
+use crate::structure::Structure;
+use crate::ulps::Ulps;
 
 /// Norms of an error.
 #[derive(Clone, Debug, Serialize)]
@@ -58,6 +61,10 @@ pub struct Finding {
     pub noise: Floor,
     /// Error in units of the noise floor; at most 1e9.
     pub ratio: f64,
+    /// What the error looks like, at the first place.
+    pub structure: Vec<Structure>,
+    /// How the values lie beside correctly rounded ones, where the engine stores a short format.
+    pub ulps: Option<Ulps>,
     /// The common scale factor, where that is what gave it away.
     pub scale: Option<f64>,
     /// The cause, once known.
@@ -92,7 +99,16 @@ pub(crate) fn findings(
             None => found.push(first(j, op, program, trace, alignment)),
         }
     }
-    merge(found)
+    let mut found = merge(found);
+    let layers = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |l| l + 1);
+    for finding in &mut found {
+        let wrong: Vec<bool> = (0..layers).map(|l| finding.layers.contains(&l)).collect();
+        if let Some((period, first)) = place::period(&wrong) {
+            let detail = format!("every {} layer from {first}", place::ordinal(period));
+            finding.structure.push(Structure { kind: "layers", detail });
+        }
+    }
+    found
 }
 
 /// Joins findings of one kind of operation in the same layers and steps: queries and keys rotated
@@ -132,7 +148,7 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
     let m = &j.measured;
     let (inputs, between) = sources(j, program, alignment);
     let from = inputs.last().cloned().unwrap_or_else(|| "token_ids".into());
-    let by_scale = m.ratio <= THRESHOLDS.whole && m.scale_sigmas > THRESHOLDS.scale;
+    let by_scale = m.ratio <= THRESHOLDS.whole && m.scale_sigmas > THRESHOLDS.sigmas;
     Finding {
         step: j.step,
         tap: op.tap.clone(),
@@ -147,6 +163,8 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
         error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine },
         noise: Floor { rel_l2: m.noise_rel_l2 },
         ratio: m.ratio.min(MAX_RATIO),
+        structure: j.structure.clone(),
+        ulps: j.ulps,
         scale: by_scale.then_some(1.0 + m.scale),
         cause: None,
         rejected: vec![],
@@ -168,72 +186,43 @@ fn sources(j: &Judged, program: &Program, alignment: &Alignment) -> (Vec<String>
     (names(taps), names(operations))
 }
 
-/// Which heads and tokens are wrong, in words.
+/// Which tokens, keys, heads and channels are wrong, in words.
 fn place(m: &Measured, positions: &[i64]) -> String {
     if m.non_finite > 0 {
         return format!("{} of {} elements are not finite", m.non_finite, m.elements);
     }
-    let (tokens, heads) = m.wrong_parts();
-    let positions = &positions[positions.len().saturating_sub(tokens.len())..];
     let mut words = Vec::new();
-    if !heads.is_empty() {
-        words.push(describe("head", &heads, &|i| i as i64));
-    }
-    if !tokens.is_empty() {
-        words.push(describe("token", &tokens, &|i| positions.get(i).copied().unwrap_or(i as i64)));
-    }
-    if tokens.iter().chain(&heads).all(|wrong| !wrong) {
-        return "spread thinly over all of it".into();
-    }
-    words.join(", ")
-}
-
-/// `all heads`, `head 3 of 9`, `tokens 1..31; token 0 agrees`.
-fn describe(what: &str, wrong: &[bool], number: &dyn Fn(usize) -> i64) -> String {
-    let list =
-        |value: bool| ranges(wrong.iter().enumerate().filter(|(_, w)| **w == value).map(|(i, _)| number(i)));
-    let (bad, good) = (list(true), list(false));
-    let plural = |n: usize| if n == 1 { "" } else { "s" };
-    let count = wrong.iter().filter(|w| **w).count();
-    match count {
-        0 => format!("no {what} alone"),
-        n if n == wrong.len() && n == 1 => format!("{what} {bad}"),
-        n if n == wrong.len() => format!("all {what}s"),
-        n if wrong.len() - n <= 3 => {
-            let agree = if wrong.len() - n == 1 { "agrees" } else { "agree" };
-            format!("{what}s {bad}; {what}{} {good} {agree}", plural(wrong.len() - n))
+    let mut any = false;
+    // Heads first, then tokens; keys and channels only where they narrow it down.
+    let order = |axis: Axis| match axis {
+        Axis::Heads(_) => 0,
+        Axis::Tokens => 1,
+        Axis::Keys => 2,
+        Axis::Channels(_) => 3,
+    };
+    let mut parts: Vec<&Part> = m.parts.iter().collect();
+    parts.sort_by_key(|p| order(p.axis));
+    for part in parts {
+        let wrong = part.wrong();
+        let count = wrong.iter().filter(|w| **w).count();
+        any |= count > 0;
+        let coarse = matches!(part.axis, Axis::Heads(_) | Axis::Tokens);
+        if !coarse && (count == 0 || 2 * count > wrong.len()) {
+            continue;
         }
-        n => format!("{what}{} {bad} of {}", plural(n), wrong.len()),
+        let positions = &positions[positions.len().saturating_sub(wrong.len())..];
+        let number = |i: usize| match part.axis {
+            Axis::Tokens => positions.get(i).copied().unwrap_or(i as i64),
+            _ => i as i64,
+        };
+        words.push(place::describe(part.axis, &wrong, &number));
     }
-}
-
-/// `1..3, 7`: runs of consecutive numbers; long lists are cut.
-fn ranges(numbers: impl Iterator<Item = i64>) -> String {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    for n in numbers {
-        match runs.last_mut() {
-            Some((_, end)) if *end + 1 == n => *end = n,
-            _ => runs.push((n, n)),
-        }
-    }
-    let shown: Vec<String> =
-        runs.iter().take(6).map(|&(a, b)| if a == b { a.to_string() } else { format!("{a}..{b}") }).collect();
-    let more = if runs.len() > 6 { ", …" } else { "" };
-    format!("{}{more}", shown.join(", "))
+    if any { words.join(", ") } else { "spread thinly over all of it".into() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn places_read_like_sentences() {
-        let id = |i: usize| i as i64;
-        assert_eq!(describe("token", &[false, true, true], &id), "tokens 1..2; token 0 agrees");
-        assert_eq!(describe("head", &[true, true], &id), "all heads");
-        assert_eq!(describe("head", &[false, false, false, true, false], &id), "head 3 of 5");
-        assert_eq!(describe("token", &[true], &|_| 41), "token 41");
-    }
 
     #[test]
     fn taps_side_by_side_are_siblings_and_others_are_not() {

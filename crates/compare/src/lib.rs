@@ -11,8 +11,11 @@ mod error;
 mod finding;
 mod inspection;
 mod measure;
+mod place;
 mod replay;
+mod structure;
 mod tokens;
+mod ulps;
 
 pub use arithmetic::ArithmeticUse;
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
@@ -21,5 +24,10 @@ pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameW
 pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
-pub use measure::{Group, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
-pub use tokens::{TokenKind, Tokens};
+pub use measure::{MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use structure::Structure;
+pub use tokens::{
+    BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,
+    TokensReport, Top, Tops, tokens,
+};
+pub use ulps::Ulps;

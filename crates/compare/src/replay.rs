@@ -1,13 +1,15 @@
 //! Local replay: the trace's values override the reference's, and each is measured on the way.
 
-use firstdiff_model::{OpKind, Program};
+use firstdiff_model::{Axis, OpKind, Program};
 use firstdiff_reference::{Computed, Noise, StepInput, Taps};
 use firstdiff_tensor::Tensor;
-use firstdiff_trace::{Step, Trace};
+use firstdiff_trace::{Step, Trace, tap};
 
 use crate::Error;
 use crate::align::Alignment;
 use crate::measure::Measured;
+use crate::structure::{Structure, structure};
+use crate::ulps::{Ulps, ulps};
 
 /// A measured tap.
 #[derive(Debug)]
@@ -15,6 +17,9 @@ pub(crate) struct Judged {
     pub step: usize,
     pub op: usize,
     pub measured: Measured,
+    /// What the error looks like; examined for the first few wrong taps of a kind.
+    pub structure: Vec<Structure>,
+    pub ulps: Option<Ulps>,
 }
 
 /// A trace as recorded values of a program.
@@ -23,13 +28,62 @@ pub(crate) struct Replay<'a> {
     pub program: &'a Program,
     pub alignment: &'a Alignment,
     pub judged: Vec<Judged>,
+    /// For each step, the operations whose recorded value, or one that it was computed from, is not
+    /// finite: what comes after a NaN is no finding of its own.
+    poisoned: Vec<Vec<bool>>,
     /// An error of ours, kept while the executor is stopped.
     pub failed: Option<Error>,
 }
 
 impl<'a> Replay<'a> {
     pub fn new(trace: &'a Trace, program: &'a Program, alignment: &'a Alignment) -> Self {
-        Replay { trace, program, alignment, judged: vec![], failed: None }
+        let poisoned = vec![vec![false; program.ops.len()]; trace.steps.len()];
+        Replay { trace, program, alignment, judged: vec![], poisoned, failed: None }
+    }
+}
+
+/// Wrong taps of one kind whose structure is examined: a bug looks alike in every layer.
+const EXAMINED: usize = 3;
+
+impl Replay<'_> {
+    /// Whether the structure of a wrong tap is to be examined.
+    fn examine(&self, name: &str) -> bool {
+        let pattern = tap::pattern(name);
+        let wrong =
+            |j: &&Judged| !j.structure.is_empty() && tap::pattern(&self.program.ops[j.op].tap) == pattern;
+        self.judged.iter().filter(wrong).count() < EXAMINED
+    }
+
+    /// Whether a value was computed from one that is not finite, in this step or by way of a cache.
+    fn inherits_poison(&self, op: usize, step: usize) -> bool {
+        let cached = matches!(self.program.ops[op].kind, OpKind::Cache(_));
+        let earlier = cached && step.checked_sub(1).is_some_and(|s| self.poisoned[s][op]);
+        earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
+    }
+
+    /// A projection's channels are heads for the operation that reads it: seen as such, unless its
+    /// noise is known for whole tokens only.
+    fn by_head(
+        &self,
+        op: usize,
+        value: &Tensor<f64>,
+        exact: Tensor<f64>,
+        noise: &Noise<f64>,
+    ) -> (Vec<Axis>, Tensor<f64>, Tensor<f64>) {
+        let axes = &self.program.ops[op].axes;
+        let reader = self.program.ops.iter().find(|r| r.inputs.first().is_some_and(|v| v.0 == op));
+        if let (&[Axis::Tokens, Axis::Channels(width)], Some(reader)) = (axes.as_slice(), reader)
+            && let [.., Axis::Heads(heads), Axis::Channels(dim)] = *reader.axes
+            && heads * dim == width
+            && noise.along.is_empty()
+        {
+            let shape = [value.rows(), heads, dim];
+            let pair = (value.clone().reshape(shape), exact.clone().reshape(shape));
+            if let (Ok(value), Ok(exact)) = pair {
+                return (vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)], value, exact);
+            }
+        }
+        (axes.clone(), value.clone(), exact)
     }
 }
 
@@ -50,6 +104,8 @@ impl Taps<f64> for Replay<'_> {
 
     fn visit(&mut self, computed: Computed<f64>) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
         let (op, step) = (&self.program.ops[computed.op], &self.trace.steps[computed.step]);
+        let poisoned = self.inherits_poison(computed.op, computed.step);
+        self.poisoned[computed.step][computed.op] = poisoned;
         let read = self.alignment.read::<f64>(computed.step, computed.op, &op.tap, step);
         let mut value = match read {
             Ok(Some(value)) => value,
@@ -74,17 +130,38 @@ impl Taps<f64> for Replay<'_> {
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);
         }
-        let measured = Measured::new(&value, &exact, &noise, &op.axes);
+        if poisoned {
+            make_finite(&mut value, &exact);
+        }
+        let (axes, view, exact) = self.by_head(computed.op, &value, exact, &noise);
+        let measured = Measured::new(&view, &exact, &noise, &axes);
+        let (mut found, mut distances) = (vec![], None);
+        if measured.is_wrong() && self.examine(&op.tap) {
+            found = structure(&view, &exact, &noise, &axes);
+            distances = ulps(&view, &exact, &noise);
+        }
         // What is not finite cannot be computed on with: downstream is judged on the exact value.
         if measured.non_finite > 0 {
-            for (x, y) in value.data_mut().iter_mut().zip(exact.data()) {
-                if !x.is_finite() {
-                    *x = *y;
-                }
-            }
+            self.poisoned[computed.step][computed.op] = true;
+            make_finite(&mut value, &exact);
         }
-        self.judged.push(Judged { step: computed.step, op: computed.op, measured });
+        self.judged.push(Judged {
+            step: computed.step,
+            op: computed.op,
+            measured,
+            structure: found,
+            ulps: distances,
+        });
         Ok(Some(value))
+    }
+}
+
+/// Puts the exact value where the recorded one is not finite.
+fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+    for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
+        if !x.is_finite() && y.is_finite() {
+            *x = *y;
+        }
     }
 }
 
@@ -105,7 +182,10 @@ fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>
     let cut = |t: &Tensor<f64>| tail(t, shape);
     let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
     let variance = variance.unwrap_or_default();
-    (cut(exact), Noise { variance, lanes: noise.lanes.iter().map(cut).collect(), along: noise.along })
+    let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
+    let along = Tensor::new(rows(exact.shape()), noise.along).map(|a| tail(&a, &rows(shape)).into_data());
+    let lanes = noise.lanes.iter().map(cut).collect();
+    (cut(exact), Noise { variance, lanes, along: along.unwrap_or_default(), store: noise.store })
 }
 
 /// The last elements along every axis.

@@ -14,7 +14,7 @@ use firstdiff_reference::{Computed, Executor, Nothing, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
-use crate::{models, python, workspace};
+use crate::{bench_verdicts, models, python, workspace};
 
 mod diff;
 
@@ -39,6 +39,8 @@ enum What {
     Check,
     /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
     Diff(diff::Sizes),
+    /// Right engines that must agree, planted faults that must be found, and how small they may be
+    Verdicts(bench_verdicts::Verdicts),
 }
 
 const PREFILL: usize = 64;
@@ -49,6 +51,9 @@ pub fn run(c: &Bench) -> Result<()> {
     if let What::Diff(sizes) = &c.what {
         return diff::run(sizes, c.rounds);
     }
+    if let What::Verdicts(verdicts) = &c.what {
+        return bench_verdicts::run(verdicts);
+    }
     let path = match &c.model {
         Some(path) => path.clone(),
         None => models::folder(&python::interpreter()?)?.join("smollm2.gguf"),
@@ -58,6 +63,7 @@ pub fn run(c: &Bench) -> Result<()> {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
         What::Diff(_) => Ok(()),
+        What::Verdicts(_) => Ok(()),
     }
 }
 

@@ -3,14 +3,24 @@
 use firstdiff_checkpoint::Storage;
 use firstdiff_tensor::Float;
 
-/// What a matrix product does to its input before multiplying.
+/// What a matrix product does to its inputs before multiplying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatmulInputs {
-    /// Nothing: the input is used as stored.
+    /// Nothing: they are used as stored.
     AsStored,
-    /// ggml: the input is brought to a format chosen by the weight's: blocks of 8-bit integers for
-    /// quantised weights, the weight's own format for f16 and bf16.
+    /// ggml on CPUs: the input is brought to a format chosen by the weight's: blocks of 8-bit integers
+    /// for quantised weights, the weight's own format for f16 and bf16.
     Ggml,
+    /// Both factors are brought to a shorter float format, in attention too (tf32 on tensor cores).
+    Short(Float),
+    /// The input is divided by a scale, rounded to an 8-bit float and multiplied back: one scale for
+    /// each block of `block` channels, or for all channels of a token. Weights are used as stored.
+    Scaled {
+        /// The 8-bit format.
+        format: Float,
+        /// Channels that share a scale; `None`: all of a token.
+        block: Option<usize>,
+    },
 }
 
 /// How attention accumulates.
@@ -32,11 +42,17 @@ pub struct Arithmetic {
     pub weights: Float,
     /// Results of operations are stored in this.
     pub store: Float,
+    /// The residual stream goes on in this, even where it was stored in `store`: fused kernels add
+    /// and normalise before they round.
+    pub residual: Float,
     /// Running sums are held in this.
     pub accumulate: Float,
+    /// Matrix products are cut into so many partial sums, each stored in `store` before they are added
+    /// up there (split-K); 1: not cut, or added up in `accumulate`.
+    pub split_sums: usize,
     /// Cached keys and values are stored in this.
     pub kv_cache: Float,
-    /// Treatment of inputs to matrix products with weights.
+    /// Treatment of the inputs of matrix products.
     pub matmul_inputs: MatmulInputs,
     /// How attention accumulates.
     pub attention: Attention,
@@ -50,7 +66,9 @@ impl Arithmetic {
             name: format.name().into(),
             weights: format,
             store: format,
+            residual: format,
             accumulate,
+            split_sums: 1,
             kv_cache: format,
             matmul_inputs: MatmulInputs::AsStored,
             attention: Attention::Plain,
@@ -68,30 +86,75 @@ impl Arithmetic {
         }
     }
 
+    /// f32 whose matrix products read tf32.
+    pub fn tf32() -> Arithmetic {
+        Arithmetic {
+            name: "tf32".into(),
+            matmul_inputs: MatmulInputs::Short(Float::TF32),
+            ..Arithmetic::uniform(Float::F32)
+        }
+    }
+
+    /// `self` with the residual stream in f32 (fused additions and norms).
+    pub fn with_fused_residual(self) -> Arithmetic {
+        Arithmetic { name: format!("{}+residual-f32", self.name), residual: Float::F32, ..self }
+    }
+
+    /// `self` with products summed in `parts` parts that are stored in between (split-K).
+    pub fn with_split_sums(self, parts: usize) -> Arithmetic {
+        Arithmetic { name: format!("{}+split-{parts}", self.name), split_sums: parts, ..self }
+    }
+
     /// The profile with this name, as `--arithmetic` takes it.
     pub fn from_name(name: &str) -> Option<Arithmetic> {
         match name {
             "ggml-q8" => Some(Arithmetic::ggml()),
-            _ => Float::from_name(name).map(Arithmetic::uniform),
+            "tf32" => Some(Arithmetic::tf32()),
+            _ => Float::from_name(name).filter(|f| Arithmetic::ACTIVATIONS.contains(f)).map(Arithmetic::uniform),
         }
     }
 
-    /// Names that [`Arithmetic::from_name`] takes.
-    pub const NAMES: [&'static str; 5] = ["f64", "f32", "bf16", "f16", "ggml-q8"];
+    /// Formats in which results of operations may be stored.
+    pub const ACTIVATIONS: [Float; 4] = [Float::F64, Float::F32, Float::BF16, Float::F16];
 
-    /// The blocks into which a product with a weight of this storage rounds its input.
+    /// Names that [`Arithmetic::from_name`] takes.
+    pub const NAMES: [&'static str; 6] = ["f64", "f32", "tf32", "bf16", "f16", "ggml-q8"];
+
+    /// What is done to the input of a product with a weight of this storage.
     pub(crate) fn input_rounding(&self, weight: Storage) -> InputRounding {
-        if self.matmul_inputs == MatmulInputs::AsStored {
-            return InputRounding::None;
-        }
-        match weight {
-            Storage::F16 => InputRounding::Float(Float::F16),
-            Storage::BF16 => InputRounding::Float(Float::BF16),
-            s if s.is_quantised() && s.block_len() == 256 => {
-                InputRounding::Blocks { len: 256, scale: Float::F32 }
+        match self.matmul_inputs {
+            MatmulInputs::AsStored => InputRounding::None,
+            MatmulInputs::Short(format) => InputRounding::Float(format),
+            MatmulInputs::Scaled { format, block } => {
+                InputRounding::ScaledFloat { len: block.unwrap_or(usize::MAX), format }
             }
-            s if s.is_quantised() => InputRounding::Blocks { len: 32, scale: Float::F16 },
-            _ => InputRounding::None,
+            MatmulInputs::Ggml => match weight {
+                Storage::F16 => InputRounding::Float(Float::F16),
+                Storage::BF16 => InputRounding::Float(Float::BF16),
+                s if s.is_quantised() && s.block_len() == 256 => {
+                    InputRounding::Blocks { len: 256, scale: Float::F32 }
+                }
+                s if s.is_quantised() => InputRounding::Blocks { len: 32, scale: Float::F16 },
+                _ => InputRounding::None,
+            },
+        }
+    }
+
+    /// What attention does to queries and probabilities before it multiplies them with cached values.
+    pub(crate) fn attention_rounding(&self) -> InputRounding {
+        match self.matmul_inputs {
+            // ggml brings the other factor to the cache's format before multiplying.
+            MatmulInputs::Ggml => InputRounding::Float(self.kv_cache),
+            MatmulInputs::Short(format) => InputRounding::Float(format),
+            MatmulInputs::AsStored | MatmulInputs::Scaled { .. } => InputRounding::None,
+        }
+    }
+
+    /// The format to which the second factor of a product is brought too.
+    pub(crate) fn second_factor(&self) -> Option<Float> {
+        match self.matmul_inputs {
+            MatmulInputs::Short(format) => Some(format),
+            _ => None,
         }
     }
 }
@@ -105,5 +168,10 @@ pub(crate) enum InputRounding {
     Blocks {
         len: usize,
         scale: Float,
+    },
+    /// Blocks of 8-bit floats, `x = d q` with `d = max|x|` over the largest value of the format.
+    ScaledFloat {
+        len: usize,
+        format: Float,
     },
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use firstdiff_model::{Op, OpKind, Program};
-use firstdiff_tensor::{Real, Tensor};
+use firstdiff_tensor::{Float, Real, Tensor};
 
 use crate::arithmetic::Arithmetic;
 use crate::error::Error;
@@ -48,9 +48,12 @@ pub struct Noise<T> {
     /// Possible values before that last rounding, one for each lane; empty where the operation's
     /// inner values do not round (the exact value is then the only one).
     pub lanes: Vec<Tensor<T>>,
-    /// Variance of `sum of error * exact` that comes from rounding the inputs of a product: one input
-    /// moves many outputs, so their errors are not independent and `variance` does not tell.
-    pub along: f64,
+    /// For each row of the last axis, the variance of `sum of error * exact` that comes from rounding
+    /// the inputs of a product: one input moves many outputs, so their errors are not independent and
+    /// `variance` does not tell. Empty where inputs are used as stored.
+    pub along: Vec<f64>,
+    /// The format of the last rounding.
+    pub store: Float,
 }
 
 /// A value, and what rounding may do to it where that was asked for.
@@ -202,7 +205,11 @@ impl Executor<'_> {
             let spread = std::mem::take(&mut noises[s]);
             let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise };
             let flight = match taps.visit(computed)? {
-                Some(value) => Flight { exact: Arc::new(value), lanes: vec![] },
+                Some(value) => {
+                    let unrounded = |a| noise::before_storing(self.lanes, a, op, index, s, &value);
+                    let lanes = self.arithmetic.map(unrounded).unwrap_or_default();
+                    Flight { exact: Arc::new(value), lanes }
+                }
                 None => Flight { exact: Arc::new(exact), lanes: spread.lanes },
             };
             outputs.push(flight);
@@ -227,7 +234,7 @@ impl Executor<'_> {
             let mut lanes = new.lanes.clone();
             let recorded = taps.recorded(index, s);
             if let Some(a) = self.arithmetic {
-                lanes = noise::stored_rows(self.lanes, a, index, s, new, recorded);
+                lanes = noise::stored_rows(self.lanes, a, index, s, new);
             }
             keys.truncate(index, input.keys.kept, cache.heads * cache.dim);
             let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));

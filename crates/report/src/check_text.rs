@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use firstdiff_compare::{Check, Finding, MAX_RATIO, TokenKind, Tokens, Verdict};
+use firstdiff_compare::{Check, Finding, MAX_RATIO, Verdict};
 
 use crate::number::{count, short};
+use crate::tokens_text::check_lines;
 
 /// The verdict and everything it rests on.
 pub fn check_text(check: &Check) -> String {
@@ -41,7 +42,9 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
         line(out, "closest", &format!("{tap}, at {} of what would be wrong", short(*severity)))?;
     }
     if let Some(t) = &check.tokens {
-        line(out, "tokens", &tokens(t))?;
+        for text in check_lines(t) {
+            line(out, "tokens", &text)?;
+        }
     }
     if !c.missing.is_empty() {
         line(out, "not recorded", &c.missing.join(" "))?;
@@ -91,29 +94,22 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
         format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
     };
     line(out, "  rounding", &explained)?;
-    if let Some(scale) = f.scale {
+    if let Some(u) = &f.ulps {
+        let all = (u.same + u.one + u.two + u.more).max(1) as f64;
+        let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / all);
+        let (same, one, more) = (share(u.same), share(u.one), share(u.two + u.more));
+        line(out, "  ulps", &format!("{same} as correctly rounded, {one} one off, {more} more"))?;
+    }
+    for s in &f.structure {
+        line(out, "  structure", &s.detail)?;
+    }
+    if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
         line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
     }
     if f.cause.is_none() {
         line(out, "  cause", "not known")?;
     }
     Ok(())
-}
-
-fn tokens(t: &Tokens) -> String {
-    let Some(step) = t.first_mismatch else {
-        return format!("{} compared, all as the reference chooses", t.compared);
-    };
-    let kind = match t.kind {
-        Some(TokenKind::TieFlip) => "a tie flip: rounding decides between the two",
-        _ => "a divergence: rounding does not explain it",
-    };
-    let mut text = format!("{} compared, first other token after step {step}: {kind}", t.compared);
-    if let (Some([theirs, ours]), Some(margin)) = (t.chosen, t.margin) {
-        text += &format!(" (engine {theirs}, reference {ours}, margin {}", short(margin));
-        text += &t.noise.map_or(")".into(), |n| format!(", noise {})", short(n)));
-    }
-    text
 }
 
 fn next(check: &Check) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Machine-readable results. Keys may be added, never removed.
 
-use firstdiff_compare::{Beside, Check, Diff, Inspection};
+use firstdiff_compare::{Beside, Check, Diff, Inspection, TokensReport};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -42,6 +42,11 @@ pub fn check_beside(result: &Check, beside: &Beside) -> Value {
 /// The result of a comparison of two traces: `firstdiff.diff/1`.
 pub fn diff(result: &Diff) -> Value {
     tagged("firstdiff.diff/1", result)
+}
+
+/// Two streams of tokens compared: `firstdiff.tokens/1`.
+pub fn tokens(result: &TokensReport) -> Value {
+    tagged("firstdiff.tokens/1", result)
 }
 
 /// A model looked over: `firstdiff.inspect/1`.

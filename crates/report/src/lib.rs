@@ -7,9 +7,11 @@ mod diff_text;
 mod inspect_text;
 pub mod json;
 mod number;
+mod tokens_text;
 
 pub use beside_text::beside_text;
 pub use check_text::check_text;
 pub use diff_text::diff_text;
 pub use inspect_text::inspect_text;
 pub use number::{bytes, count, short};
+pub use tokens_text::tokens_text;

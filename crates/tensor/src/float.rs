@@ -13,6 +13,12 @@ pub enum Float {
     F16,
     /// bfloat16.
     BF16,
+    /// TensorFloat-32: the range of binary32 with 11 significand bits, read by tensor cores.
+    TF32,
+    /// 8-bit float with 4 exponent bits and no infinities (OCP E4M3).
+    E4M3,
+    /// 8-bit float with 5 exponent bits (OCP E5M2).
+    E5M2,
 }
 
 impl Float {
@@ -23,6 +29,9 @@ impl Float {
             Float::F32 => "f32",
             Float::F16 => "f16",
             Float::BF16 => "bf16",
+            Float::TF32 => "tf32",
+            Float::E4M3 => "fp8-e4m3",
+            Float::E5M2 => "fp8-e5m2",
         }
     }
 
@@ -33,6 +42,9 @@ impl Float {
             "f32" | "float32" | "float" | "fp32" => Some(Float::F32),
             "f16" | "float16" | "half" | "fp16" => Some(Float::F16),
             "bf16" | "bfloat16" => Some(Float::BF16),
+            "tf32" | "tensorfloat32" => Some(Float::TF32),
+            "fp8-e4m3" | "e4m3" | "f8_e4m3" | "float8_e4m3fn" => Some(Float::E4M3),
+            "fp8-e5m2" | "e5m2" | "f8_e5m2" | "float8_e5m2" => Some(Float::E5M2),
             _ => None,
         }
     }
@@ -45,12 +57,14 @@ impl Float {
 
     /// Significand bits, the hidden one included.
     #[inline]
-    fn significand_bits(self) -> i32 {
+    pub fn significand_bits(self) -> i32 {
         match self {
             Float::F64 => 53,
             Float::F32 => 24,
-            Float::F16 => 11,
+            Float::F16 | Float::TF32 => 11,
             Float::BF16 => 8,
+            Float::E4M3 => 4,
+            Float::E5M2 => 3,
         }
     }
 
@@ -59,8 +73,9 @@ impl Float {
     fn min_exponent(self) -> i32 {
         match self {
             Float::F64 => -1022,
-            Float::F32 | Float::BF16 => -126,
-            Float::F16 => -14,
+            Float::F32 | Float::BF16 | Float::TF32 => -126,
+            Float::F16 | Float::E5M2 => -14,
+            Float::E4M3 => -6,
         }
     }
 
@@ -70,7 +85,7 @@ impl Float {
         match self {
             Float::F64 => x,
             Float::F32 => f64::from(x as f32),
-            Float::F16 | Float::BF16 => {
+            _ => {
                 let drop = 53 - self.significand_bits();
                 let exponent = exponent(x);
                 if exponent == 1024 {
@@ -90,12 +105,16 @@ impl Float {
 
     /// The largest finite value.
     #[inline]
-    fn max(self) -> f64 {
+    pub fn max(self) -> f64 {
         match self {
             Float::F64 => f64::MAX,
             Float::F32 => f64::from(f32::MAX),
             Float::F16 => f16::MAX.to_f64(),
             Float::BF16 => bf16::MAX.to_f64(),
+            // f32's largest exponent with the significand full.
+            Float::TF32 => (2.0 - (0.5f64).powi(10)) * power_of_two(127),
+            Float::E4M3 => 448.0,
+            Float::E5M2 => 57344.0,
         }
     }
 
@@ -167,8 +186,8 @@ mod tests {
 
     #[test]
     fn values_of_the_format_are_left_alone_by_every_rounding() {
-        for format in [Float::F32, Float::F16, Float::BF16] {
-            for x in [0.0, 1.0, -1.5, 0.125, 240.0, -3.0 * format.ulp(0.0)] {
+        for format in [Float::F32, Float::F16, Float::BF16, Float::TF32, Float::E4M3, Float::E5M2] {
+            for x in [0.0, 1.0, -1.5, 0.125, 224.0, -3.0 * format.ulp(0.0)] {
                 assert_eq!(format.round(x), x, "{format:?}");
                 for random in [0, 1 << 40, u64::MAX / 3, u64::MAX] {
                     assert_eq!(format.round_randomly(x, random), x, "{format:?}");
@@ -202,7 +221,7 @@ mod tests {
     fn rounding_to_nearest_never_errs_more_than_the_variance_says() {
         for i in 0..10_000u64 {
             let x = (i as f64 * 0.7).sin() * (10f64).powi((i % 9) as i32 - 6);
-            for format in [Float::F32, Float::F16, Float::BF16] {
+            for format in [Float::F32, Float::F16, Float::BF16, Float::TF32, Float::E4M3, Float::E5M2] {
                 let error = format.round(x) - x;
                 assert!(error * error <= format.rounding_variance(x) * (1.0 + 1e-9), "{format:?} {x}");
             }
@@ -229,7 +248,7 @@ mod tests {
 
     #[test]
     fn unit_roundoff_is_half_an_ulp_of_one() {
-        for format in [Float::F64, Float::F32, Float::F16, Float::BF16] {
+        for format in [Float::F64, Float::F32, Float::F16, Float::BF16, Float::TF32, Float::E4M3, Float::E5M2] {
             assert_eq!(format.unit_roundoff(), format.ulp(1.0) / 2.0);
         }
     }

@@ -82,6 +82,15 @@ impl Tokenizer {
         self.inner.core.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
+    /// Every control token: id and spelling, by id.
+    pub fn special_tokens(&self) -> Vec<(u32, String)> {
+        let added = self.inner.core.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special);
+        let mut list: Vec<_> = special.map(|(id, token)| (*id, token.content.clone())).collect();
+        list.sort_unstable();
+        list
+    }
+
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.inner.template.is_some()

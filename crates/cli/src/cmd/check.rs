@@ -40,7 +40,8 @@ pub struct Check {
     resources: Resources,
 }
 
-fn parse_arithmetic(name: &str) -> Result<Arithmetic, String> {
+/// An arithmetic by its name.
+pub fn parse_arithmetic(name: &str) -> Result<Arithmetic, String> {
     Arithmetic::from_name(name).ok_or_else(|| format!("known profiles are {}", Arithmetic::NAMES.join(", ")))
 }
 

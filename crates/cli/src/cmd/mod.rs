@@ -6,4 +6,5 @@ pub mod demo;
 pub mod diff;
 pub mod inspect;
 pub mod run;
+pub mod tokens;
 pub mod trace;

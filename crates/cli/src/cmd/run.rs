@@ -110,6 +110,7 @@ fn generate<T: Real>(c: &Run, model: &Model, prompt: &[i64], tokenizer: Option<&
         let result = json!({
             "format": "firstdiff.run/1", "prompt_ids": prompt, "tokens": tokens, "text": text,
             "stop": if stop.is_some() { "stop-id" } else { "length" }, "stop_id": stop, "margins": margins,
+            "temperature": c.temperature,
         });
         println!("{result:#}");
     } else if stop.is_none() {

@@ -12,9 +12,9 @@ use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
 use super::{Executor, Flight, Inputs, Noise, exact, shared};
-use crate::arithmetic::{Arithmetic, Attention, InputRounding, MatmulInputs};
+use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
-use crate::kernels::input::input_variance;
+use crate::kernels::input::{input_variance, weight_variance};
 use crate::kernels::{Rounding, attention, sum_variance};
 use crate::random::Random;
 
@@ -54,14 +54,20 @@ pub(super) fn compute<T: Real>(
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
     };
-    let along = shared::along(executor, arithmetic, op, inputs, exact, recorded)?;
+    let lanes: Vec<Vec<Tensor<T>>> = lanes
+        .into_iter()
+        .zip(exact)
+        .zip(recorded)
+        .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
+        .collect();
+    let mut along = shared::along(executor, arithmetic, op, inputs, exact, recorded)?;
     let store = arithmetic.store;
     let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
     Ok(parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
                 let variance = variance(exact, &lanes, sums.as_deref(), store);
-                return Spread { noise: Some(Noise { variance, lanes, along: along[s] }), lanes: vec![] };
+                return Spread { noise: Some(Noise { variance, lanes, along: std::mem::take(&mut along[s]), store }), lanes: vec![] };
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
@@ -70,6 +76,33 @@ pub(super) fn compute<T: Real>(
             Spread { noise: None, lanes: lanes.collect() }
         })
         .collect())
+}
+
+/// Products whose factors may have been cut off to tf32 instead of rounded: each factor is then too
+/// small by up to half of its last place on average, and the product leans towards zero by at most two
+/// roundoffs of itself, everywhere alike.
+fn leaning<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    op: &Op,
+    lanes: Vec<Tensor<T>>,
+    exact: &Tensor<T>,
+    recorded: bool,
+) -> Vec<Tensor<T>> {
+    let product = matches!(op.kind, OpKind::Linear(_) | OpKind::AttnScores(_) | OpKind::AttnHeads(_));
+    if a.second_factor() != Some(Float::TF32) || !product {
+        return lanes;
+    }
+    let count = if recorded { executor.lanes.min(MEASURING) } else { executor.lanes };
+    (0..count)
+        .map(|lane| {
+            let sign = if lane % 2 == 0 { -2.0 } else { 2.0 };
+            let factor = T::from_f64(1.0 + sign * Float::TF32.unit_roundoff());
+            let mut value = lanes.get(lane).unwrap_or(exact).clone();
+            value.data_mut().iter_mut().for_each(|x| *x *= factor);
+            value
+        })
+        .collect()
 }
 
 /// `mean over lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
@@ -110,7 +143,12 @@ fn linear_sums<T: Real>(
     exact: &[Tensor<T>],
 ) -> Result<Vec<Option<Vec<f64>>>, Error> {
     let rounding = a.input_rounding(executor.weights.storage(&op.weight)?);
-    let factor = sum_variance(a.accumulate, op.input, 1.0, 0.0);
+    // Parts of a sum that is cut are rounded and added up like a short sum.
+    let split = |products: f64, sum: f64| match a.split_sums {
+        0 | 1 => 0.0,
+        parts => sum_variance(a.store, parts, products, sum),
+    };
+    let factor = sum_variance(a.accumulate, op.input, 1.0, 0.0) + split(1.0, 0.0);
     let mut squares: Vec<f32> = Vec::new();
     for input in inputs {
         let x = input.values[0].exact.data();
@@ -122,6 +160,12 @@ fn linear_sums<T: Real>(
     }
     // In f32: a variance good to seven digits is good enough.
     let mut rest = executor.weights.product(&op.weight, &squares, Some(|w| w * w))?;
+    if let Some(format) = a.second_factor() {
+        let x = inputs.iter().flat_map(|i| i.values[0].exact.data());
+        let squares: Vec<f32> = x.map(|x| x.to_f32() * x.to_f32()).collect();
+        let weights = executor.weights.product(&op.weight, &squares, Some(weight_variance(format)))?;
+        rest.iter_mut().zip(weights).for_each(|(v, w)| *v += w);
+    }
     let bias = op.bias.as_ref().map(|b| executor.weights.vector::<f64>(b)).transpose()?;
     let mut out = Vec::with_capacity(inputs.len());
     for y in exact {
@@ -130,7 +174,7 @@ fn linear_sums<T: Real>(
             let sum = y.to_f64() - bias.as_ref().map_or(0.0, |b| b[i % op.output]);
             // A bias added afterwards means one rounding more.
             let before_bias = if bias.is_some() { a.store.rounding_variance(sum) } else { 0.0 };
-            f64::from(v) + sum_variance(a.accumulate, op.input, 0.0, sum) + before_bias
+            f64::from(v) + sum_variance(a.accumulate, op.input, 0.0, sum) + split(0.0, sum) + before_bias
         });
         out.push(Some(sums.collect()));
         rest = tail;
@@ -162,10 +206,9 @@ fn attention_sums<T: Real>(
     exact: &Tensor<T>,
 ) -> Option<Vec<f64>> {
     let value = |i: usize| inputs.values[i].exact.as_ref();
-    // ggml brings the other factor to the cache's format before multiplying.
-    let rounding = match a.matmul_inputs {
-        MatmulInputs::AsStored => InputRounding::None,
-        MatmulInputs::Ggml => InputRounding::Float(a.kv_cache),
+    let rounding = a.attention_rounding();
+    let second = |t: &Tensor<T>| -> Option<Vec<f64>> {
+        Some(input_variance(t.data(), t.len(), InputRounding::Float(a.second_factor()?)))
     };
     let squares = |t: &Tensor<T>, format: Float, n: usize| -> Vec<f64> {
         let factor = sum_variance(format, n, 1.0, 0.0);
@@ -182,9 +225,13 @@ fn attention_sums<T: Real>(
                 scores,
                 scores.scale * scores.scale,
             );
+            let cached = second(k).map(|v| {
+                attention::scores(&square(q), &v, scores, scores.scale * scores.scale).into_data()
+            });
             let power_of_two = scores.scale.log2().fract() == 0.0;
-            let sums = products.data().iter().zip(exact.data()).map(|(v, y)| {
+            let sums = products.data().iter().zip(exact.data()).enumerate().map(|(i, (v, y))| {
                 let y = y.to_f64();
+                let v = v + cached.as_ref().map_or(0.0, |c| c[i]);
                 // The product is stored before it is scaled.
                 let dot = y / scores.scale;
                 let before = if power_of_two { 0.0 } else { a.store.rounding_variance(dot) };
@@ -201,8 +248,13 @@ fn attention_sums<T: Real>(
             };
             let weights = Tensor::new(p.shape().to_vec(), squares(p, format, keys)).ok()?;
             let products = attention::heads(&weights, &square(v), heads);
-            let sums = products.iter().zip(exact.data());
-            Some(sums.map(|(v, y)| v + sum_variance(format, keys, 0.0, y.to_f64())).collect())
+            let squared = Tensor::new(p.shape().to_vec(), square(p)).ok()?;
+            let cached = second(v).map(|v| attention::heads(&squared, &v, heads));
+            let sums = products.iter().zip(exact.data()).enumerate().map(|(i, (v, y))| {
+                let cached = cached.as_ref().map_or(0.0, |c| c[i]);
+                v + cached + sum_variance(format, keys, 0.0, y.to_f64())
+            });
+            Some(sums.collect())
         }
         _ => None,
     }
@@ -234,24 +286,23 @@ fn pointwise_lanes<T: Real>(
         .map(|lane| {
             let values: Vec<&Tensor<T>> =
                 inputs.values.iter().map(|v| v.lanes.get(lane).unwrap_or(&v.exact).as_ref()).collect();
-            let rounding = Rounding::lane(a, Random::new(lane, index, step));
+            let rounding = Rounding::lane(a, Random::new(lane, index, step), lane, index);
             exact::pointwise(op, &values, inputs, executor.weights, rounding)
         })
         .collect()
 }
 
-/// New cache rows as each lane stores them: rounded to the cache's format, unless the cache itself
-/// is recorded and so taken from there.
+/// New cache rows as each lane stores them: rounded to the cache's format. Later steps read them, even
+/// where this step's cache is recorded.
 pub(super) fn stored_rows<T: Real>(
     lanes: usize,
     a: &Arithmetic,
     index: usize,
     step: usize,
     new: &Flight<T>,
-    recorded: bool,
 ) -> Vec<Arc<Tensor<T>>> {
     // Values already held in the cache's format are not rounded again.
-    if new.lanes.is_empty() && (recorded || a.kv_cache == a.store) {
+    if new.lanes.is_empty() && a.kv_cache == a.store {
         return vec![];
     }
     let lane = |lane: usize| {
@@ -261,9 +312,39 @@ pub(super) fn stored_rows<T: Real>(
     (0..lanes).map(lane).collect()
 }
 
+/// A residual stream as it may have been before it was stored, where fused kernels go on from that.
+pub(super) fn before_storing<T: Real>(
+    lanes: usize,
+    a: &Arithmetic,
+    op: &Op,
+    index: usize,
+    step: usize,
+    value: &Tensor<T>,
+) -> Vec<Arc<Tensor<T>>> {
+    if !matches!(op.kind, OpKind::Add(_)) || a.residual == a.store {
+        return vec![];
+    }
+    let lane = |lane: usize| {
+        let random = Random::new(lane, index, step).site(92);
+        let mut lane = value.clone();
+        for (i, x) in lane.data_mut().iter_mut().enumerate() {
+            // Anything within half a unit in the last place was stored as this.
+            *x = T::from_f64(x.to_f64() + 0.5 * a.store.ulp(x.to_f64()) * random.symmetric(i));
+        }
+        Arc::new(lane)
+    };
+    (0..lanes).into_par_iter().map(lane).collect()
+}
+
 /// Noise of a recorded cache.
 pub(super) fn of_cache<T: Real>(a: &Arithmetic, exact: &Tensor<T>, lanes: &[Arc<Tensor<T>>]) -> Noise<T> {
     let lanes: Vec<Tensor<T>> = lanes.iter().map(|l| l.as_ref().clone()).collect();
     let format = if a.kv_cache == a.store && lanes.is_empty() { Float::F64 } else { a.kv_cache };
-    Noise { variance: variance(exact, &lanes, None, format), lanes, along: 0.0 }
+    // Lanes are rounded already; where only that rounding tells them apart its own variance is the
+    // better estimate.
+    let mut spread = variance(exact, &lanes, None, format);
+    for (v, y) in spread.iter_mut().zip(exact.data()) {
+        *v = v.max(format.rounding_variance(y.to_f64()));
+    }
+    Noise { variance: spread, lanes, along: vec![], store: format }
 }

@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::kernels::attention;
 use crate::kernels::input::variance_along;
 
-/// Variance of `sum of error * exact` from rounded inputs, for every step.
+/// Variance of `sum of error * exact` from rounded inputs, for every step and every row of the output's
+/// last axis; empty where inputs are not rounded.
 pub(super) fn along<T: Real>(
     executor: &Executor,
     a: &Arithmetic,
@@ -20,9 +21,14 @@ pub(super) fn along<T: Real>(
     inputs: &[Inputs<T>],
     exact: &[Tensor<T>],
     recorded: &[bool],
-) -> Result<Vec<f64>, Error> {
-    let none = || Ok(vec![0.0; inputs.len()]);
-    if a.matmul_inputs == MatmulInputs::AsStored || !recorded.contains(&true) {
+) -> Result<Vec<Vec<f64>>, Error> {
+    let none = || Ok(vec![vec![]; inputs.len()]);
+    let rounding = a.attention_rounding();
+    let attends = matches!(op.kind, OpKind::AttnScores(_) | OpKind::AttnHeads(_));
+    if a.matmul_inputs == MatmulInputs::AsStored
+        || !recorded.contains(&true)
+        || attends && rounding == InputRounding::None
+    {
         return none();
     }
     let parts = inputs.iter().zip(exact);
@@ -37,7 +43,7 @@ pub(super) fn along<T: Real>(
             let mut rows = directions.chunks(linear.input);
             let row = |x: &[T], g: Option<&[f32]>| variance_along(x, g.unwrap_or_default(), rounding);
             let step = |i: &Inputs<T>| {
-                i.values[0].exact.data().chunks(linear.input).map(|x| row(x, rows.next())).sum()
+                i.values[0].exact.data().chunks(linear.input).map(|x| row(x, rows.next())).collect()
             };
             Ok(inputs.iter().map(step).collect())
         }
@@ -50,7 +56,12 @@ pub(super) fn along<T: Real>(
                     dim: scores.dim,
                 };
                 let g: Vec<f32> = attention::heads(y, k.data(), &heads).iter().map(|g| g.to_f32()).collect();
-                scores.scale * scores.scale * variance_along(q.data(), &g, InputRounding::Float(a.kv_cache))
+                let squared = scores.scale * scores.scale;
+                let row = |x: &[T], g: &[f32]| squared * variance_along(x, g, rounding);
+                // The queries lie token by token, the scores head by head.
+                let (tokens, heads, dim) = (q.rows(), scores.heads, scores.dim);
+                let at = |i: usize| (i % tokens * heads + i / tokens) * dim;
+                (0..heads * tokens).map(|i| row(&q.data()[at(i)..][..dim], &g[at(i)..][..dim])).collect()
             })
             .collect()),
         OpKind::AttnHeads(heads) => Ok(parts
@@ -67,7 +78,11 @@ pub(super) fn along<T: Real>(
                 let v = &v.data()[stored.saturating_sub(keys) * v.row_len()..];
                 let g: Vec<f32> =
                     attention::scores(y.data(), v, &scores, 1.0).data().iter().map(|g| g.to_f32()).collect();
-                variance_along(p.data(), &g, InputRounding::Float(a.kv_cache))
+                let row = |x: &[T], g: &[f32]| variance_along(x, g, rounding);
+                // The probabilities lie head by head, the sums over values token by token.
+                let (heads, tokens) = (p.shape()[0], p.shape()[1]);
+                let at = |i: usize| (i % heads * tokens + i / heads) * keys;
+                (0..heads * tokens).map(|i| row(&p.data()[at(i)..][..keys], &g[at(i)..][..keys])).collect()
             })
             .collect()),
         _ => none(),

@@ -82,7 +82,8 @@ pub(crate) fn probabilities<T: Real>(
                 let x = *s - max;
                 *p = x.exp();
                 if !rounding.is_exact() {
-                    *p *= T::from_f64(exponent.factor(2.0 + x.to_f64().abs(), line * width + i));
+                    let argument = exponent.factor(x.to_f64().abs(), line * width + i);
+                    *p *= T::from_f64(argument * exponent.lean(2.0, 0));
                 }
                 sum += *p;
             }

@@ -30,10 +30,10 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], act: Activation, rounding
                     let x = x.to_f64();
                     let t = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
                     // Near -1 the error of tanh is not small against 1 + tanh.
-                    T::from_f64(0.5 * x * (1.0 + t.tanh() * inner.site(2).factor(2.0, at)))
+                    T::from_f64(0.5 * x * (1.0 + t.tanh() * rounding.lean(2.0, 1)))
                 }
             };
-            let y = T::from_f64(y.to_f64() * rounding.factor(8.0, at));
+            let y = T::from_f64(y.to_f64() * rounding.lean(8.0, 0));
             *out = inner.store(y, at) * up[at];
         }
     });

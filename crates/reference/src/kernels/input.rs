@@ -9,12 +9,53 @@ use crate::arithmetic::InputRounding;
 pub(crate) fn input_variance<T: Real>(x: &[T], k: usize, rounding: InputRounding) -> Vec<f64> {
     match rounding {
         InputRounding::None => vec![0.0; x.len()],
-        InputRounding::Float(format) => x.iter().map(|x| format.rounding_variance(x.to_f64())).collect(),
+        InputRounding::Float(format) => x.iter().map(|x| float(x.to_f64(), format)).collect(),
         InputRounding::Blocks { len, scale } => x
             .chunks(k.max(1))
             .flat_map(|row| row.chunks(len))
             .flat_map(|block| in_blocks(block, scale))
             .collect(),
+        InputRounding::ScaledFloat { len, format } => x
+            .chunks(k.max(1))
+            .flat_map(|row| row.chunks(len))
+            .flat_map(|block| {
+                let scale = largest(block) / format.max();
+                block.iter().map(move |x| scaled(x.to_f64(), scale, format))
+            })
+            .collect(),
+    }
+}
+
+/// Variance of rounding `x` in a format whose values are multiplied by about `scale`. Engines choose
+/// the scale in slightly different ways, so where `x` falls between two values is not known: the mean
+/// over all places, a sixth of the squared spacing.
+fn scaled(x: f64, scale: f64, format: Float) -> f64 {
+    if scale == 0.0 {
+        return 0.0;
+    }
+    let step = format.ulp(x / scale) * scale;
+    step * step / 6.0
+}
+
+/// The variance of bringing a weight to `format`, as a map over weights.
+pub(crate) fn weight_variance(format: Float) -> fn(f32) -> f32 {
+    match format {
+        Float::TF32 => |w| float(f64::from(w), Float::TF32) as f32,
+        Float::F16 => |w| float(f64::from(w), Float::F16) as f32,
+        _ => |w| float(f64::from(w), Float::BF16) as f32,
+    }
+}
+
+fn largest<T: Real>(block: &[T]) -> f64 {
+    block.iter().map(|x| x.to_f64().abs()).fold(0.0, f64::max)
+}
+
+/// Variance of bringing `x` to a shorter format. Tensor cores may cut off what tf32 lacks instead of
+/// rounding it: the mean square over all places is then a third of the squared spacing.
+fn float(x: f64, format: Float) -> f64 {
+    match format {
+        Float::TF32 if format.round(x) != x => format.ulp(x) * format.ulp(x) / 3.0,
+        _ => format.rounding_variance(x),
     }
 }
 
@@ -28,7 +69,7 @@ fn in_blocks<T: Real>(block: &[T], scale: Float) -> impl Iterator<Item = f64> {
 
 /// The distance between two neighbouring values of a block.
 fn step<T: Real>(block: &[T]) -> f64 {
-    block.iter().map(|x| x.to_f64().abs()).fold(0.0, f64::max) / 127.0
+    largest(block) / 127.0
 }
 
 /// Variance of rounding `x` to a multiple of `d` at random.
@@ -48,7 +89,15 @@ pub(crate) fn variance_along<T: Real>(x: &[T], direction: &[f32], rounding: Inpu
     };
     match rounding {
         InputRounding::None => 0.0,
-        InputRounding::Float(format) => elements(x, direction, &|x| format.rounding_variance(x)),
+        InputRounding::Float(format) => elements(x, direction, &|x| float(x, format)),
+        InputRounding::ScaledFloat { len, format } => x
+            .chunks(len)
+            .zip(direction.chunks(len))
+            .map(|(x, g)| {
+                let scale = largest(x) / format.max();
+                elements(x, g, &|x| scaled(x, scale, format))
+            })
+            .sum(),
         InputRounding::Blocks { len, scale } => x
             .chunks(len)
             .zip(direction.chunks(len))

@@ -23,20 +23,27 @@ use crate::random::Random;
 #[derive(Clone, Copy)]
 pub(crate) struct Rounding<'a> {
     lane: Option<(&'a Arithmetic, Random)>,
+    /// One bit for each place of a common error: the signs that this lane gives them.
+    signs: u8,
 }
 
 impl<'a> Rounding<'a> {
     pub fn exact() -> Self {
-        Rounding { lane: None }
+        Rounding { lane: None, signs: 0 }
     }
 
-    pub fn lane(arithmetic: &'a Arithmetic, random: Random) -> Self {
-        Rounding { lane: Some((arithmetic, random)) }
+    /// The rounding of lane `number`, with random numbers of its own. `turn` is the same for all lanes
+    /// of one operation and varies from operation to operation.
+    pub fn lane(arithmetic: &'a Arithmetic, random: Random, number: usize, turn: usize) -> Self {
+        // Walsh functions: over four lanes (or eight), any two places agree in sign as often as not,
+        // so their errors neither cancel nor add up in the mean square.
+        let sign = |place: usize| u8::from((number & ((place + turn) % 3 + 1)).count_ones() % 2 == 1) << place;
+        Rounding { lane: Some((arithmetic, random)), signs: sign(0) | sign(1) | sign(2) }
     }
 
     /// The rounding of another place in the same operation.
     pub fn site(self, site: u64) -> Self {
-        Rounding { lane: self.lane.map(|(a, r)| (a, r.site(site))) }
+        Rounding { lane: self.lane.map(|(a, r)| (a, r.site(site))), ..self }
     }
 
     /// Stores an inner value.
@@ -49,7 +56,7 @@ impl<'a> Rounding<'a> {
     }
 
     /// A factor `1 ± size u`, the sign at random and `u` the roundoff of running sums: the largest
-    /// error of `size` roundings or of a library function good to `size` half-ulps. It is taken at
+    /// error of `size` roundings. It is taken at
     /// its bound because one such factor may move a whole row, and a row has only one draw of it.
     #[inline]
     pub fn factor(&self, size: f64, index: usize) -> f64 {
@@ -57,6 +64,20 @@ impl<'a> Rounding<'a> {
             None => 1.0,
             Some((a, random)) => {
                 1.0 + (a.accumulate.unit_roundoff() * size).copysign(random.symmetric(index))
+            }
+        }
+    }
+
+    /// A factor `1 ± size u` with one sign for the whole operation: what a library function that is good
+    /// to `size` half-ulps may do. Such a function errs by its argument, not at random, and may lean
+    /// to one side everywhere. `place` (0 to 2) tells functions of one operation apart.
+    #[inline]
+    pub fn lean(&self, size: f64, place: usize) -> f64 {
+        match self.lane {
+            None => 1.0,
+            Some((a, _)) => {
+                let sign = if self.signs >> place & 1 == 1 { -1.0 } else { 1.0 };
+                1.0 + sign * size * a.accumulate.unit_roundoff()
             }
         }
     }

@@ -1,0 +1,59 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use clap::Args as ClapArgs;
+use firstdiff_compare::{Source, TokensOptions, Verdict, tokens};
+use firstdiff_reference::Arithmetic;
+
+use crate::args::{OutputFormat, Resources};
+use crate::cmd::check::{LANES, parse_arithmetic};
+use crate::exit::Exit;
+use crate::load;
+
+/// Compare the tokens two engines chose: where they part, and whether rounding decides it.
+///
+/// A and B are traces, or files with token ids: the JSON of `firstdiff run --format json`, a JSON
+/// array, or ids separated by commas or spaces. With a model, a fork is judged by the reference; without one, by
+/// the recorded logits of both sides. Also reports output that repeats itself, stop ids that were
+/// ignored, and choices that do not follow from the declared sampling.
+///
+/// Exit code 0: the same, or parted by a tie; 1: not, or something reported is wrong; 3: nothing to
+/// compare, or a fork that cannot be judged.
+#[derive(Debug, ClapArgs)]
+pub struct Tokens {
+    /// One stream
+    a: PathBuf,
+    /// The other
+    b: PathBuf,
+    /// The model: judges the fork, shows text, and says which ids stop
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// The arithmetic of both sides, where a trace does not declare it
+    #[arg(long, value_name = "PROFILE", value_parser = parse_arithmetic)]
+    arithmetic: Option<Arithmetic>,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    format: OutputFormat,
+    #[command(flatten)]
+    resources: Resources,
+}
+
+pub fn run(c: &Tokens) -> Result<Exit> {
+    c.resources.start_threads()?;
+    let (a, b) = (Source::open(&c.a)?, Source::open(&c.b)?);
+    let model = c.model.as_deref().map(load::model).transpose()?;
+    let options = TokensOptions { arithmetic: c.arithmetic.clone(), lanes: LANES };
+    let result = tokens(&a, &b, model.as_ref(), &options).map_err(|e| match &c.model {
+        Some(path) => anyhow!("{e} (model: {})", path.display()),
+        None => anyhow!("{e}"),
+    })?;
+    match c.format {
+        OutputFormat::Text => print!("{}", firstdiff_report::tokens_text(&result)),
+        OutputFormat::Json => println!("{:#}", firstdiff_report::json::tokens(&result)),
+    }
+    Ok(match result.verdict {
+        Verdict::Agrees => Exit::Agrees,
+        Verdict::Diverges => Exit::Diverges,
+        Verdict::Unmeasured => Exit::Unmeasured,
+    })
+}

@@ -1,0 +1,207 @@
+//! One pass over a value: the sums that everything else is computed from.
+
+use std::collections::{HashMap, HashSet};
+
+use firstdiff_model::Axis;
+use firstdiff_reference::Noise;
+use firstdiff_tensor::Tensor;
+use rayon::prelude::*;
+
+use super::group::{Group, Reason};
+use super::{MAX_RATIO, THRESHOLDS};
+
+/// A recorded value beside the exact one, seen as rows of its last axis.
+pub(super) struct Value<'a> {
+    recorded: &'a [f64],
+    exact: &'a [f64],
+    noise: &'a Noise<f64>,
+    axes: &'a [Axis],
+    shape: &'a [usize],
+    width: usize,
+    rows: usize,
+    /// Rows that repeat an earlier one round alike: they count once where errors are added up.
+    fresh: Vec<bool>,
+}
+
+/// The sums over everything and over the parts along each axis.
+pub(super) struct Sums {
+    pub whole: Group,
+    pub parts: Vec<(Axis, Vec<Group>)>,
+}
+
+impl<'a> Value<'a> {
+    pub fn new(
+        recorded: &'a Tensor<f64>,
+        exact: &'a Tensor<f64>,
+        noise: &'a Noise<f64>,
+        axes: &'a [Axis],
+    ) -> Value<'a> {
+        let shape = recorded.shape();
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let rows = recorded.len() / width;
+        let mut seen = HashSet::with_capacity(rows);
+        let hashes: Vec<u64> = exact.data().par_chunks(width).with_min_len(16).map(hash).collect();
+        // A collision only leaves one row out of a fit.
+        let fresh = hashes.into_iter().map(|h| seen.insert(h)).collect();
+        Value { recorded: recorded.data(), exact: exact.data(), noise, axes, shape, width, rows, fresh }
+    }
+
+    /// The index along axis `axis` (not the last) of row `row`.
+    fn index(&self, axis: usize, row: usize) -> usize {
+        let inner: usize = self.shape[axis + 1..self.shape.len() - 1].iter().product();
+        row / inner.max(1) % self.shape[axis]
+    }
+
+    pub fn sums(&self) -> Sums {
+        // A fixed number of elements: results do not depend on the number of threads.
+        let band = (1 << 14) / self.width + 1;
+        let rows: Vec<Group> =
+            (0..self.rows).into_par_iter().with_min_len(band).map(|r| self.row(r)).collect();
+        let mut whole = Group::default();
+        let last = self.shape.len().saturating_sub(1);
+        let mut parts: Vec<(Axis, Vec<Group>)> =
+            (0..last).map(|axis| (self.axes[axis], vec![Group::default(); self.shape[axis]])).collect();
+        for (row, group) in rows.iter().enumerate() {
+            for (axis, (_, groups)) in parts.iter_mut().enumerate() {
+                groups[self.index(axis, row)].merge(group);
+            }
+            whole.merge(group);
+        }
+        if last > 0 && self.rows >= THRESHOLDS.min_part {
+            parts.push((self.axes[last], self.columns()));
+        }
+        Sums { whole, parts }
+    }
+
+    /// The sums over one row.
+    fn row(&self, row: usize) -> Group {
+        let range = row * self.width..(row + 1) * self.width;
+        let (recorded, exact) = (&self.recorded[range.clone()], &self.exact[range.clone()]);
+        let variance = &self.noise.variance[range.clone()];
+        let mut g = Group { elements: recorded.len(), ..Group::default() };
+        let mut along = 0.0;
+        for ((&x, &y), &v) in recorded.iter().zip(exact).zip(variance) {
+            if !x.is_finite() {
+                // Also the scores of masked keys, where an engine may write -inf: no score is judged there.
+                g.non_finite += usize::from(y.is_finite());
+                g.elements -= 1;
+                continue;
+            }
+            let e = x - y;
+            g.error += e * e;
+            g.variance += v;
+            g.exact += y * y;
+            g.recorded += x * x;
+            g.dot += x * y;
+            g.along.sum += e * y;
+            along += v * y * y;
+            g.max_abs = g.max_abs.max(e.abs());
+        }
+        if !self.fresh[row] {
+            g.along.sum = 0.0;
+            return g;
+        }
+        g.along.variance = along;
+        g.along.shared = self.noise.along.get(row).copied().unwrap_or(0.0);
+        let lane = |lane: &Tensor<f64>| -> f64 {
+            let sum = |((&z, &y), &x): ((&f64, &f64), &f64)| if x.is_finite() { (z - y) * y } else { 0.0 };
+            lane.data()[range.clone()].iter().zip(exact).zip(recorded).map(sum).sum()
+        };
+        g.along.lanes = self.noise.lanes.iter().map(lane).collect();
+        g
+    }
+
+    /// The sums over each channel (or key: each index of the last axis).
+    fn columns(&self) -> Vec<Group> {
+        const BLOCK: usize = 256;
+        // Inputs that are quantised together may err alike from row to row: such errors do not add up
+        // like independent ones, and only their size is judged.
+        let add_up = self.noise.along.is_empty();
+        let blocks = (0..self.width.div_ceil(BLOCK)).into_par_iter().map(|block| {
+            let columns = block * BLOCK..((block + 1) * BLOCK).min(self.width);
+            let mut groups = vec![Group::default(); columns.len()];
+            for row in 0..self.rows {
+                let first = row * self.width;
+                let add_up = add_up && self.fresh[row];
+                for (g, i) in groups.iter_mut().zip(first + columns.start..) {
+                    let (x, y, v) = (self.recorded[i], self.exact[i], self.noise.variance[i]);
+                    if !x.is_finite() {
+                        continue;
+                    }
+                    let e = x - y;
+                    g.elements += 1;
+                    g.error += e * e;
+                    g.variance += v;
+                    if add_up {
+                        g.along.sum += e * y;
+                        g.along.variance += v * y * y;
+                        g.offset.sum += e;
+                        g.offset.variance += v;
+                    }
+                }
+                if add_up && !self.noise.lanes.is_empty() {
+                    self.column_lanes(&mut groups, first + columns.start);
+                }
+            }
+            groups
+        });
+        blocks.flatten_iter().collect()
+    }
+
+    fn column_lanes(&self, groups: &mut [Group], first: usize) {
+        let lanes = &self.noise.lanes;
+        for (g, i) in groups.iter_mut().zip(first..) {
+            let y = self.exact[i];
+            g.along.lanes.resize(lanes.len(), 0.0);
+            g.offset.lanes.resize(lanes.len(), 0.0);
+            for (l, lane) in lanes.iter().enumerate() {
+                let e = lane.data()[i] - y;
+                g.along.lanes[l] += e * y;
+                g.offset.lanes[l] += e;
+            }
+        }
+    }
+
+    /// A functional in standard deviations, when elements whose exact values lie within a sixteenth of
+    /// an ulp of each other are taken to err together, as those of a nearly constant channel do. `part` is an axis and an
+    /// index along it, or everything.
+    pub fn clustered(&self, part: Option<(Axis, usize)>, reason: Reason) -> f64 {
+        let last = self.shape.len().saturating_sub(1);
+        let place = part.and_then(|(axis, index)| Some((self.axes.iter().position(|a| *a == axis)?, index)));
+        let lanes = self.noise.lanes.len();
+        let shift = (53 - self.noise.store.significand_bits() - 4).max(0);
+        let (mut sum, mut shared, mut together) = (0.0, 0.0, vec![0.0; lanes]);
+        let mut clusters: HashMap<u64, f64> = HashMap::new();
+        for row in (0..self.rows).filter(|&r| self.fresh[r]) {
+            let columns = match place {
+                Some((axis, index)) if axis == last => index..index + 1,
+                Some((axis, index)) if self.index(axis, row) != index => continue,
+                _ => 0..self.width,
+            };
+            shared += self.noise.along.get(row).copied().unwrap_or(0.0);
+            for c in columns {
+                let i = row * self.width + c;
+                let (x, y, v) = (self.recorded[i], self.exact[i], self.noise.variance[i]);
+                if !x.is_finite() {
+                    continue;
+                }
+                let g = if reason == Reason::Scale { y } else { 1.0 };
+                sum += (x - y) * g;
+                *clusters.entry(y.to_bits() >> shift).or_default() += g.abs() * v.sqrt();
+                for (sum, lane) in together.iter_mut().zip(&self.noise.lanes) {
+                    *sum += (lane.data()[i] - y) * g;
+                }
+            }
+        }
+        let mut own: Vec<f64> = clusters.into_values().map(|s| s * s).collect();
+        // A fixed order: hash maps have none, and sums depend on it.
+        own.sort_by(f64::total_cmp);
+        let coherent = together.iter().map(|s| s * s).sum::<f64>() / lanes.max(1) as f64;
+        let variance = own.iter().sum::<f64>() + shared + coherent;
+        if sum == 0.0 { 0.0 } else { (sum.abs() / variance.sqrt()).min(MAX_RATIO) }
+    }
+}
+
+fn hash(row: &[f64]) -> u64 {
+    row.iter().fold(0, |h: u64, x| (h.rotate_left(5) ^ x.to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}

@@ -1,0 +1,37 @@
+use super::view::{Along, View};
+use crate::place;
+
+/// Tokens, keys or heads that are all zero, or that repeat another one's recorded value bit for bit
+/// where the right values differ: memory nobody wrote, or wrote too early.
+pub(super) fn test(view: &View) -> Option<String> {
+    view.along().find_map(|along| zeros(view, along).or_else(|| repeats(view, along)))
+}
+
+fn zeros(view: &View, along: Along) -> Option<String> {
+    let zero = |i: usize| {
+        along.elements(i).all(|e| view.recorded[e] == 0.0) && along.elements(i).any(|e| view.exact[e] != 0.0)
+    };
+    let wrong: Vec<bool> = (0..along.extent).map(zero).collect();
+    wrong.contains(&true).then(|| {
+        format!(
+            "{}: all zero where the right value is not",
+            place::describe(along.axis, &wrong, &|i| i as i64)
+        )
+    })
+}
+
+/// Compared with the neighbour before: what stale memory repeats.
+fn repeats(view: &View, along: Along) -> Option<String> {
+    if along.len() < 4 {
+        return None;
+    }
+    let same = |data: &[f64], i: usize| {
+        along.elements(i).zip(along.elements(i - 1)).all(|(a, b)| data[a].to_bits() == data[b].to_bits())
+    };
+    let repeated = |i: usize| i > 0 && same(view.recorded, i) && !same(view.exact, i);
+    let wrong: Vec<bool> = (0..along.extent).map(repeated).collect();
+    wrong.contains(&true).then(|| {
+        let place = place::describe(along.axis, &wrong, &|i| i as i64);
+        format!("{place}: a copy of the {} before, bit for bit", along.noun())
+    })
+}

@@ -1,0 +1,280 @@
+//! The sampling parameters that a trace declares, and the choice that follows from them.
+
+use firstdiff_trace::Manifest;
+use serde_json::{Map, Value};
+
+use super::chains::Row;
+
+/// How an engine says it chooses tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sampling {
+    /// Whether tokens are drawn at random.
+    pub draws: bool,
+    /// Divides the logits.
+    pub temperature: f64,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f64>,
+    pub min_p: Option<f64>,
+    /// Divides positive logits of tokens that occurred, multiplies negative ones.
+    pub repetition: f64,
+    pub frequency: f64,
+    pub presence: f64,
+    /// Over how many of the last tokens penalties count, where the trace says.
+    pub last_n: Option<i64>,
+    /// Whether the trace says anything.
+    pub declared: bool,
+    /// A declared setting whose effect on the choice is not computed here.
+    pub unknown: Option<String>,
+}
+
+/// Settings that change choices in ways not computed here, with the value that changes nothing.
+const UNKNOWN: &[(&str, f64)] = &[
+    ("num_beams", 1.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("min_length", 0.0),
+    ("min_new_tokens", 0.0),
+    ("typical_p", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("guidance_scale", 1.0),
+    ("mirostat", 0.0),
+    ("mirostat_mode", 0.0),
+    ("dry_multiplier", 0.0),
+    ("xtc_probability", 0.0),
+    ("top_n_sigma", -1.0),
+    ("dynatemp_range", 0.0),
+    ("penalty_alpha", 0.0),
+];
+
+/// llama.cpp's window for penalties where none is set.
+const LLAMA_CPP_LAST_N: usize = 64;
+
+impl Sampling {
+    /// What `trace.json` declares.
+    pub fn new(manifest: &Manifest) -> Sampling {
+        let empty = Map::new();
+        let given = manifest.sampling.as_ref();
+        let map = given.unwrap_or(&empty);
+        let number = |key: &str| map.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
+        let either = |a: &str, b: &str| number(a).or_else(|| number(b));
+        let flag = map.get("do_sample").and_then(Value::as_bool);
+        let temperature = number("temperature");
+        let top_k = number("top_k").filter(|k| *k >= 1.0).map(|k| k as usize);
+        // Where nothing says whether tokens are drawn, a temperature above 0 does.
+        let draws = flag.unwrap_or(temperature.is_some_and(|t| t > 0.0));
+        let unknown = UNKNOWN.iter().find(|(key, neutral)| number(key).is_some_and(|x| x != *neutral));
+        Sampling {
+            draws: draws && temperature != Some(0.0) && top_k != Some(1),
+            temperature: temperature.filter(|t| *t > 0.0).unwrap_or(1.0),
+            top_k,
+            top_p: number("top_p").filter(|p| *p < 1.0),
+            min_p: number("min_p").filter(|p| *p > 0.0),
+            repetition: either("repetition_penalty", "repeat_penalty").filter(|p| *p > 0.0).unwrap_or(1.0),
+            frequency: number("frequency_penalty").unwrap_or(0.0),
+            presence: number("presence_penalty").unwrap_or(0.0),
+            last_n: either("penalty_last_n", "repeat_last_n").map(|n| n as i64),
+            declared: given.is_some(),
+            unknown: unknown.map(|(key, _)| (*key).to_string()),
+        }
+    }
+
+    /// Whether earlier tokens change the logits.
+    pub fn penalised(&self) -> bool {
+        self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
+    }
+
+    /// The declared penalties, by name and value.
+    pub fn penalties(&self) -> String {
+        let named = [
+            ("repetition_penalty", self.repetition, 1.0),
+            ("frequency_penalty", self.frequency, 0.0),
+            ("presence_penalty", self.presence, 0.0),
+        ];
+        let set = named.iter().filter(|(_, value, neutral)| value != neutral);
+        set.map(|(name, value, _)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The tokens that penalties may count: engines differ in whether the prompt belongs to them,
+    /// and in how far back they look where the trace does not say.
+    pub fn windows<'i>(&self, ids: &'i [i64], prompt: usize) -> Vec<&'i [i64]> {
+        let output = &ids[prompt.min(ids.len())..];
+        let last = |n: usize| &ids[ids.len().saturating_sub(n)..];
+        match self.last_n {
+            _ if !self.penalised() => vec![&[]],
+            Some(n) if n >= 0 => vec![last(n as usize), &output[output.len().saturating_sub(n as usize)..]],
+            Some(_) => vec![ids, output],
+            None => vec![ids, output, last(LLAMA_CPP_LAST_N)],
+        }
+    }
+
+    /// Applies the penalties for the tokens of `window`.
+    pub fn penalise(&self, logits: &mut [f64], window: &[i64]) {
+        let mut tokens = window.to_vec();
+        tokens.sort_unstable();
+        for run in tokens.chunk_by(|a, b| a == b) {
+            let token = run.first().and_then(|t| usize::try_from(*t).ok());
+            let Some(logit) = token.and_then(|t| logits.get_mut(t)) else { continue };
+            *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+            *logit -= self.frequency * run.len() as f64 + self.presence;
+        }
+    }
+
+    /// The places, among [`Sampling::windows`], of those under which `chosen` follows greedily.
+    pub fn explained_by(&self, row: &Row, chosen: i64, windows: &[&[i64]]) -> Vec<usize> {
+        let follows = |window: &[i64]| {
+            let mut scores = row.values.clone();
+            self.penalise(&mut scores, window);
+            let value = usize::try_from(chosen).ok().and_then(|c| scores.get(c)).copied();
+            let best = largest(&scores).map(|(_, best)| best);
+            // Each of the two was rounded once to the recorded type.
+            best.zip(value).is_some_and(|(b, v)| b - v <= row.roundoff * (b.abs() + v.abs()))
+        };
+        (0..windows.len()).filter(|&w| follows(windows[w])).collect()
+    }
+
+    /// Why `chosen` does not follow greedily from `row`, with the token that would; `None` where it
+    /// does. `ids` are all tokens before it, `prompt` of them given.
+    pub fn greedy_fault(
+        &self,
+        row: &Row,
+        chosen: i64,
+        ids: &[i64],
+        prompt: usize,
+    ) -> Option<(Option<i64>, String)> {
+        let Some(own) = row.get(chosen) else {
+            return Some((None, format!("it lies outside the {} logits recorded", row.values.len())));
+        };
+        let windows = self.windows(ids, prompt);
+        if !self.explained_by(row, chosen, &windows).is_empty() {
+            return None;
+        }
+        let mut scores = row.values.clone();
+        self.penalise(&mut scores, windows.first().copied().unwrap_or_default());
+        let (best, score) = largest(&scores)?;
+        let gap = score - usize::try_from(chosen).ok().and_then(|c| scores.get(c)).copied().unwrap_or(own);
+        let (plain, _) = largest(&row.values)?;
+        let why = if self.penalised() && plain == chosen {
+            format!("the declared {} was not applied: without it the choice follows", self.penalties())
+        } else if !self.penalised()
+            && ids.contains(&plain)
+            && best_of_the_new(&row.values, ids) == Some(chosen)
+        {
+            "it is the best of the tokens that did not occur before: a penalty that trace.json does not \
+             declare would explain it"
+                .into()
+        } else {
+            let hint = if self.declared {
+                ""
+            } else {
+                "; if tokens are drawn, declare it as sampling in trace.json"
+            };
+            format!("its own logits are {gap:.3} in favour of {best}{hint}")
+        };
+        Some((Some(best), why))
+    }
+}
+
+/// The largest value and its place; the first of equals.
+pub(crate) fn largest(row: &[f64]) -> Option<(i64, f64)> {
+    let best = row.iter().enumerate().filter(|(_, x)| !x.is_nan());
+    best.reduce(|a, b| if b.1 > a.1 { b } else { a }).map(|(i, x)| (i as i64, *x))
+}
+
+fn best_of_the_new(row: &[f64], seen: &[i64]) -> Option<i64> {
+    let mut left = row.to_vec();
+    for token in seen {
+        if let Some(x) = usize::try_from(*token).ok().and_then(|t| left.get_mut(t)) {
+            *x = f64::NEG_INFINITY;
+        }
+    }
+    largest(&left).map(|(best, _)| best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn declared(text: &str) -> Sampling {
+        let json = format!(r#"{{"format":"firstdiff.trace/1","producer":{{"name":"x"}},"sampling":{text}}}"#);
+        Sampling::new(&serde_json::from_str(&json).unwrap())
+    }
+
+    fn row(values: &[f64]) -> Row {
+        Row { values: values.to_vec(), roundoff: 0.5f64.powi(24) }
+    }
+
+    #[test]
+    fn drawing_is_told_from_choosing_the_best() {
+        for (text, draws) in [
+            ("{}", false),
+            (r#"{"do_sample":false,"temperature":0.7}"#, false),
+            (r#"{"do_sample":true}"#, true),
+            (r#"{"temperature":0.7}"#, true),
+            (r#"{"temperature":0}"#, false),
+            (r#"{"do_sample":true,"top_k":1}"#, false),
+        ] {
+            assert_eq!(declared(text).draws, draws, "{text}");
+        }
+        assert_eq!(
+            declared(r#"{"no_repeat_ngram_size":3}"#).unknown.as_deref(),
+            Some("no_repeat_ngram_size")
+        );
+        assert_eq!(declared(r#"{"num_beams":1}"#).unknown, None);
+    }
+
+    #[test]
+    fn the_largest_logit_follows_and_another_does_not() {
+        let s = declared("{}");
+        assert_eq!(s.greedy_fault(&row(&[1.0, 3.0, 2.0]), 1, &[0], 1), None);
+        let (would, why) = s.greedy_fault(&row(&[1.0, 3.0, 2.0]), 2, &[0], 1).unwrap();
+        assert_eq!(would, Some(1));
+        assert!(why.contains("1.000"), "{why}");
+        assert!(s.greedy_fault(&row(&[1.0]), 9, &[0], 1).is_some());
+    }
+
+    #[test]
+    fn logits_closer_than_their_storage_rounds_are_not_told_apart() {
+        let s = declared("{}");
+        let coarse = Row { values: vec![10.0, 10.03], roundoff: 0.5f64.powi(8) };
+        assert_eq!(s.greedy_fault(&coarse, 0, &[1], 1), None);
+        assert!(s.greedy_fault(&row(&[10.0, 10.03]), 0, &[1], 1).is_some());
+    }
+
+    #[test]
+    fn a_declared_penalty_is_applied_with_its_sign() {
+        let s = declared(r#"{"repetition_penalty":2.0}"#);
+        // 3.0 / 2 is below 2.0; -1.0 * 2 is below -1.5.
+        assert_eq!(s.greedy_fault(&row(&[3.0, 2.0]), 1, &[0], 1), None);
+        assert_eq!(s.greedy_fault(&row(&[-1.0, -1.5]), 1, &[0], 1), None);
+        let (would, why) = s.greedy_fault(&row(&[3.0, 2.0]), 0, &[0, 0], 0).unwrap();
+        assert_eq!(would, Some(1));
+        assert_eq!(why, "the declared repetition_penalty 2 was not applied: without it the choice follows");
+    }
+
+    #[test]
+    fn frequency_counts_and_presence_does_not() {
+        let often = declared(r#"{"frequency_penalty":0.6}"#);
+        assert!(often.greedy_fault(&row(&[3.0, 2.0]), 0, &[0, 0], 0).is_some());
+        assert_eq!(often.greedy_fault(&row(&[3.0, 2.0]), 0, &[0], 0), None);
+        let once = declared(r#"{"presence_penalty":0.6}"#);
+        assert_eq!(once.greedy_fault(&row(&[3.0, 2.0]), 0, &[0, 0], 0), None);
+    }
+
+    #[test]
+    fn engines_may_or_may_not_count_the_prompt() {
+        let s = declared(r#"{"repetition_penalty":2.0}"#);
+        for chosen in [0, 1] {
+            assert_eq!(s.greedy_fault(&row(&[3.0, 2.0]), chosen, &[0], 1), None);
+        }
+        let windowed = declared(r#"{"repetition_penalty":2.0,"penalty_last_n":1}"#);
+        assert!(windowed.greedy_fault(&row(&[3.0, 2.0]), 1, &[0, 5], 0).is_some());
+    }
+
+    #[test]
+    fn a_penalty_that_was_not_declared_is_named() {
+        let (_, why) = declared("{}").greedy_fault(&row(&[3.0, 2.0, 1.0]), 1, &[0], 0).unwrap();
+        assert!(why.contains("penalty"), "{why}");
+    }
+}

@@ -1,0 +1,76 @@
+"""What config.json says, for the three families, with each family's defaults."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+# Where a family's default is not what another family would take.
+HEAD_DIM = {"qwen3": 128}
+KV_HEADS = {"qwen2": 32, "qwen3": 32}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers that the forward pass needs. `windows[n]` is layer n's sliding window, or None."""
+
+    family: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    eps: float
+    theta: float
+    rope: dict
+    max_positions: int
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    head_norms: bool
+    windows: tuple
+    act: str
+
+
+def read(folder):
+    raw = json.loads((Path(folder) / "config.json").read_text())
+    family = raw["model_type"]
+    if family not in ("llama", "qwen2", "qwen3"):
+        raise ValueError(f"{folder}: this engine runs llama, qwen2 and qwen3, not {family}")
+    heads, hidden, layers = raw["num_attention_heads"], raw["hidden_size"], raw["num_hidden_layers"]
+    rope = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    bias = raw.get("attention_bias", False)
+    return Config(
+        family=family,
+        layers=layers,
+        hidden=hidden,
+        inner=raw["intermediate_size"],
+        heads=heads,
+        kv_heads=raw.get("num_key_value_heads", KV_HEADS.get(family, heads)),
+        head_dim=raw.get("head_dim") or HEAD_DIM.get(family) or hidden // heads,
+        vocab=raw["vocab_size"],
+        eps=raw.get("rms_norm_eps", 1e-6),
+        theta=float(theta),
+        rope=rope,
+        max_positions=raw.get("max_position_embeddings", 32768),
+        tied=raw.get("tie_word_embeddings", False),
+        qkv_bias=family == "qwen2" or bias,
+        o_bias=family != "qwen2" and bias,
+        mlp_bias=family == "llama" and raw.get("mlp_bias", False),
+        head_norms=family == "qwen3",
+        windows=tuple(_windows(raw, family, layers)),
+        act=raw.get("hidden_act", "silu"),
+    )
+
+
+def _windows(raw, family, layers):
+    window = raw.get("sliding_window")
+    used = family != "llama" and raw.get("use_sliding_window", False) and window is not None
+    kinds = raw.get("layer_types")
+    for n in range(layers):
+        sliding = kinds[n] == "sliding_attention" if kinds else n >= raw.get("max_window_layers", 28)
+        yield window if used and sliding else None

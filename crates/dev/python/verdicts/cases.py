@@ -1,0 +1,96 @@
+"""What the bench runs: a case is one trace of one engine, right or wrong, and what `check` should say of it."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import blocks
+import fused
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A right way to compute. `declared` are keys of trace.json's `arithmetic` beyond what the recorder writes."""
+
+    plant: Any = None
+    attention: tuple = ("eager",)
+    formats: tuple = ("f32", "bf16", "f16")
+    declared: tuple = ()
+    families: Any = None  # predicate on the configuration's name
+
+
+HALF = ("bf16", "f16")
+
+VARIANTS = {
+    "eager": Variant(),
+    "sdpa": Variant(attention=("sdpa",)),
+    "f16 cache": Variant(fused.f16_cache, formats=("f32",), declared=(("kv_cache", "f16"),), attention=("eager", "sdpa")),
+    "fused projections": Variant(fused.fused_projections),
+    "fused activation": Variant(fused.fused_activation),
+    "norm weight before the cast": Variant(fused.norm_weight_first, formats=HALF),
+    "residual kept in f32": Variant(fused.residual_in_f32, formats=HALF, declared=(("residual", "f32"),)),
+    "fused add and norm": Variant(fused.fused_add_norm, formats=HALF),
+    "rotation in f32": Variant(fused.rope_in_f32, formats=HALF),
+    "flash": Variant(fused.flash, attention=("sdpa",)),
+    "queries scaled first": Variant(fused.queries_scaled_first),
+    "sums split in 4": Variant(fused.split_sums(4, reduced=False)),
+    "split sums rounded": Variant(fused.split_sums(4, reduced=True), formats=HALF),
+    "bias added afterwards": Variant(fused.bias_afterwards, families=lambda name: "qwen2" in name or "bias" in name),
+    "llama.cpp": Variant(attention=("plain", "flash"), formats=()),
+    "8-bit blocks": Variant(fused.f16_cache, formats=("q8",), attention=("eager", "sdpa"),
+                            declared=tuple(blocks.DECLARED.items())),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A planted mistake. `plant(model, wrong)` is a context manager that yields a `staged.Stage`, or nothing; with
+    `wrong` false it computes the same way and changes nothing.
+
+    `tap` is the operation that errs: in the layers listed (None: all) from step `step` on.
+    """
+
+    kind: str
+    size: str
+    tap: str
+    plant: Any
+    layers: Any = None
+    step: Optional[int] = None  # None: whenever the stage first acted
+    value: float = 0.0  # the size as a number, where detection limits are sought
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    format: str
+    variant: str = "eager"
+    attention: str = "eager"
+    run: str = "plain"
+    taps: str = "all"
+    seed: int = 0
+    fault: Optional[Fault] = None
+    prompt: int = 24
+    steps: int = 4
+    group: str = ""  # what else the tables sort by
+    part: str = ""  # of the bench
+    measured: bool = True  # whether the fault's size is computed beside firstdiff, from a right twin
+
+    @property
+    def engine(self):
+        return self.model, self.format, self.attention
+
+    @property
+    def name(self):
+        fault = self.fault
+        what = f" · {fault.kind} {fault.size} at {fault.tap}, layers {fault.layers or 'all'}" if fault else ""
+        return (f"{self.model} {self.format} {self.attention} · {self.variant} · {self.run} · {self.taps} · "
+                f"seed {self.seed}{what}")
+
+    def right(self, model):
+        """The variant, planted."""
+        plant = VARIANTS[self.variant].plant
+        return plant(model) if plant else nullcontext()
+
+    @property
+    def declared(self):
+        return dict(VARIANTS[self.variant].declared)
