@@ -125,7 +125,8 @@ def test_another_arithmetic_is_told_from_the_values_where_it_is_not_declared(fir
     edit_json(half, arithmetic=None)
     report = diff(firstdiff, traced(), half).json
     assert report["verdict"] == "other-arithmetic", report
-    assert report["circumstances"]["held"][1] == {"activations": "bf16", "weights": "bf16", "declared": False}
+    held = report["circumstances"]["held"][1]
+    assert held == {"profile": "bf16", "activations": "bf16", "weights": "bf16", "declared": False}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["fingerprint", "no-fingerprint"])

@@ -100,7 +100,8 @@ fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Option<Arithm
         }
     }
     if let Some(inputs) = spec.matmul_inputs.as_deref() {
-        arithmetic.matmul_inputs = matmul_inputs(inputs).ok_or_else(|| wrong("matmul_inputs", inputs, INPUTS))?;
+        arithmetic.matmul_inputs =
+            matmul_inputs(inputs).ok_or_else(|| wrong("matmul_inputs", inputs, INPUTS))?;
         match arithmetic.matmul_inputs {
             MatmulInputs::AsStored => {}
             MatmulInputs::Ggml => arithmetic.name = inputs.into(),
@@ -181,7 +182,8 @@ const SPLIT: usize = 4;
 /// raises must need it, it must explain all but a tenth of those, and leave nothing else unexplained
 /// that it touches.
 pub(crate) fn is_adopted(base: &[Judged], again: &[Judged]) -> bool {
-    let raised = || base.iter().zip(again).filter(|(b, a)| a.measured.noise_rel_l2 > 1.1 * b.measured.noise_rel_l2);
+    let raised =
+        || base.iter().zip(again).filter(|(b, a)| a.measured.noise_rel_l2 > 1.1 * b.measured.noise_rel_l2);
     let needed = raised().filter(|(b, _)| b.measured.is_wrong()).count();
     let left = raised().filter(|(_, a)| a.measured.is_wrong()).count();
     needed > 0 && 2 * needed >= raised().count() && 10 * left <= needed

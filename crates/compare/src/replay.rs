@@ -49,9 +49,8 @@ impl Replay<'_> {
     /// Whether the structure of a wrong tap is to be examined.
     fn examine(&self, name: &str) -> bool {
         let pattern = tap::pattern(name);
-        let wrong = |j: &&Judged| {
-            !j.structure.is_empty() && tap::pattern(&self.program.ops[j.op].tap) == pattern
-        };
+        let wrong =
+            |j: &&Judged| !j.structure.is_empty() && tap::pattern(&self.program.ops[j.op].tap) == pattern;
         self.judged.iter().filter(wrong).count() < EXAMINED
     }
 

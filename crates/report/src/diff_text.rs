@@ -82,7 +82,8 @@ fn formats(held: &[Held; 2]) -> String {
         let how = if h.declared { "" } else { " (told from its values)" };
         let weights =
             if h.weights == h.activations { String::new() } else { format!(" with {} weights", h.weights) };
-        format!("{}{weights}{how}", h.activations)
+        let profile = if h.profile == h.activations { String::new() } else { format!(" as {}", h.profile) };
+        format!("{}{profile}{weights}{how}", h.activations)
     };
     format!("this side holds {}, that side {}", name(&held[0]), name(&held[1]))
 }

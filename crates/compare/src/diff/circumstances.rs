@@ -23,6 +23,8 @@ pub struct Differing {
 /// The formats that a side holds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Held {
+    /// Name of its arithmetic profile.
+    pub profile: String,
     /// Format of its activations.
     pub activations: String,
     /// Format its weights were rounded to.
@@ -120,7 +122,7 @@ impl Circumstances {
 
     /// Whether the two hold their values in different formats.
     pub fn other_arithmetic(&self) -> bool {
-        let formats = |h: &Held| (h.activations.clone(), h.weights.clone());
+        let formats = |h: &Held| (h.activations.clone(), h.weights.clone(), h.profile.clone());
         formats(&self.held[0]) != formats(&self.held[1])
     }
 }
@@ -131,17 +133,21 @@ const BLOCK_ROUNDOFF: f64 = 1.0 / 128.0;
 
 fn held(trace: &Trace) -> Result<Held, Error> {
     let (arithmetic, used) = arithmetic::resolve(trace)?;
-    let roundoff = |f: Float| f.unit_roundoff();
-    let stored = roundoff(arithmetic.store).max(roundoff(arithmetic.weights)).max(roundoff(arithmetic.kv_cache));
+    let inputs = match arithmetic.matmul_inputs {
+        MatmulInputs::AsStored => 0.0,
+        MatmulInputs::Ggml => BLOCK_ROUNDOFF,
+        MatmulInputs::Short(format) | MatmulInputs::Scaled { format, .. } => format.unit_roundoff(),
+    };
     Ok(Held {
+        profile: used.profile,
         activations: arithmetic.store.name().into(),
         weights: arithmetic.weights.name().into(),
         declared: used.declared,
-        coarsest: match arithmetic.matmul_inputs {
-            MatmulInputs::Ggml => BLOCK_ROUNDOFF,
-            MatmulInputs::AsStored => stored,
-            MatmulInputs::Short(format) | MatmulInputs::Scaled { format, .. } => stored.max(roundoff(format)),
-        },
+        coarsest: [arithmetic.store, arithmetic.weights, arithmetic.kv_cache]
+            .map(Float::unit_roundoff)
+            .into_iter()
+            .chain([inputs])
+            .fold(0.0, f64::max),
     })
 }
 

@@ -55,7 +55,8 @@ impl<'a> Value<'a> {
     pub fn sums(&self) -> Sums {
         // A fixed number of elements: results do not depend on the number of threads.
         let band = (1 << 14) / self.width + 1;
-        let rows: Vec<Group> = (0..self.rows).into_par_iter().with_min_len(band).map(|r| self.row(r)).collect();
+        let rows: Vec<Group> =
+            (0..self.rows).into_par_iter().with_min_len(band).map(|r| self.row(r)).collect();
         let mut whole = Group::default();
         let last = self.shape.len().saturating_sub(1);
         let mut parts: Vec<(Axis, Vec<Group>)> =

@@ -13,7 +13,10 @@ fn zeros(view: &View, along: Along) -> Option<String> {
     };
     let wrong: Vec<bool> = (0..along.extent).map(zero).collect();
     wrong.contains(&true).then(|| {
-        format!("{}: all zero where the right value is not", place::describe(along.axis, &wrong, &|i| i as i64))
+        format!(
+            "{}: all zero where the right value is not",
+            place::describe(along.axis, &wrong, &|i| i as i64)
+        )
     })
 }
 

@@ -17,7 +17,10 @@ fn found(edit: impl Fn(&mut [f64])) -> Vec<String> {
     recorded.data_mut().iter_mut().for_each(|x| *x = Float::BF16.round(*x));
     let variance = exact.data().iter().map(|&x| Float::BF16.rounding_variance(x)).collect();
     let noise = Noise { variance, lanes: vec![], along: vec![], store: Float::BF16 };
-    structure(&recorded, &exact, &noise, &AXES).into_iter().map(|s| format!("{}: {}", s.kind, s.detail)).collect()
+    structure(&recorded, &exact, &noise, &AXES)
+        .into_iter()
+        .map(|s| format!("{}: {}", s.kind, s.detail))
+        .collect()
 }
 
 #[test]
@@ -35,7 +38,10 @@ fn a_factor_on_one_head_names_the_head() {
 #[test]
 fn a_missing_bias_is_an_offset_of_all_tokens() {
     let all = found(|x| (0..x.len()).filter(|i| i % 32 == 5).for_each(|i| x[i] += 3.0));
-    assert!(all.iter().any(|s| s.starts_with("offset: the same vector") && s.contains("(largest element 3.0")), "{all:?}");
+    assert!(
+        all.iter().any(|s| s.starts_with("offset: the same vector") && s.contains("(largest element 3.0")),
+        "{all:?}"
+    );
 }
 
 #[test]
@@ -43,7 +49,10 @@ fn permuted_heads_and_shifted_tokens_are_told_apart() {
     let heads = found(|x| x.chunks_mut(32).for_each(|t| t.rotate_left(8)));
     assert!(heads.contains(&"permutation: head: all heads are rotated by 1".to_string()), "{heads:?}");
     let tokens = found(|x| x.copy_within(0..160, 32));
-    assert!(tokens.contains(&"permutation: token: tokens 1..5 hold what belongs 1 before them".to_string()), "{tokens:?}");
+    assert!(
+        tokens.contains(&"permutation: token: tokens 1..5 hold what belongs 1 before them".to_string()),
+        "{tokens:?}"
+    );
 }
 
 #[test]
@@ -62,14 +71,22 @@ fn turned_pairs_keep_their_length() {
 #[test]
 fn a_stale_row_is_a_copy_and_an_unwritten_one_is_zero() {
     let stale = found(|x| x.copy_within(128..160, 160));
-    assert!(stale.contains(&"copies: token 5 of 6: a copy of the token before, bit for bit".to_string()), "{stale:?}");
+    assert!(
+        stale.contains(&"copies: token 5 of 6: a copy of the token before, bit for bit".to_string()),
+        "{stale:?}"
+    );
     let empty = found(|x| x[160..].fill(0.0));
-    assert!(empty.contains(&"copies: token 5 of 6: all zero where the right value is not".to_string()), "{empty:?}");
+    assert!(
+        empty.contains(&"copies: token 5 of 6: all zero where the right value is not".to_string()),
+        "{empty:?}"
+    );
 }
 
 #[test]
 fn noise_has_no_structure() {
-    let all = found(|x| x.iter_mut().enumerate().for_each(|(i, x)| *x += ((i * 7919 + 13) % 101) as f64 / 50.0 - 1.0));
+    let all = found(|x| {
+        x.iter_mut().enumerate().for_each(|(i, x)| *x += ((i * 7919 + 13) % 101) as f64 / 50.0 - 1.0)
+    });
     assert_eq!(all, Vec::<String>::new());
 }
 

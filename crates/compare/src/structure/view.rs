@@ -75,11 +75,7 @@ impl<'a> View<'a> {
 
     /// What a model of the recorded value leaves over some elements, in noise floors. Where the value
     /// should not round at all, one part in 10^12 of it is let pass: models compute in f64.
-    pub fn remainder(
-        &self,
-        elements: impl Iterator<Item = usize>,
-        model: impl Fn(usize) -> f64,
-    ) -> f64 {
+    pub fn remainder(&self, elements: impl Iterator<Item = usize>, model: impl Fn(usize) -> f64) -> f64 {
         let (mut error, mut variance) = (0.0, 0.0);
         for i in elements.filter(|&i| self.counts(i)) {
             let e = self.recorded[i] - model(i);
