@@ -4,8 +4,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Optional
 
+import torch
+
 import blocks
 import fused
+import precision
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,11 @@ class Variant:
     formats: tuple = ("f32", "bf16", "f16")
     declared: tuple = ()
     families: Any = None  # predicate on the configuration's name
+    inputs: Any = None  # what a product does to its input first, if anything
 
 
 HALF = ("bf16", "f16")
+UNDECLARED = (("nothing", True),)
 
 VARIANTS = {
     "eager": Variant(),
@@ -29,16 +34,32 @@ VARIANTS = {
     "fused activation": Variant(fused.fused_activation),
     "norm weight before the cast": Variant(fused.norm_weight_first, formats=HALF),
     "residual kept in f32": Variant(fused.residual_in_f32, formats=HALF, declared=(("residual", "f32"),)),
-    "fused add and norm": Variant(fused.fused_add_norm, formats=HALF),
+    "residual unrounded inside a kernel": Variant(fused.fused_add_norm(carried=True), formats=HALF,
+                                                  declared=(("residual", "f32"),)),
+    "fused add and norm": Variant(fused.fused_add_norm(carried=False), formats=HALF),
     "rotation in f32": Variant(fused.rope_in_f32, formats=HALF),
     "flash": Variant(fused.flash, attention=("sdpa",)),
     "queries scaled first": Variant(fused.queries_scaled_first),
     "sums split in 4": Variant(fused.split_sums(4, reduced=False)),
-    "split sums rounded": Variant(fused.split_sums(4, reduced=True), formats=HALF),
+    "split sums rounded": Variant(fused.split_sums(4, reduced=True), formats=HALF, declared=(("split_sums", 4),)),
     "bias added afterwards": Variant(fused.bias_afterwards, families=lambda name: "qwen2" in name or "bias" in name),
+    "tf32": Variant(precision.tf32_everywhere, formats=("f32",), declared=(("matmul_inputs", "tf32"),),
+                    inputs=precision.tf32),
+    "tf32, nothing declared": Variant(precision.tf32_everywhere, formats=("f32",), declared=UNDECLARED),
+    "nothing declared": Variant(declared=UNDECLARED),
+    "8-bit float inputs": Variant(precision.products_of(precision.E4M3), formats=("bf16", "f16"),
+                                  declared=(("matmul_inputs", "fp8-e4m3"),), inputs=precision.E4M3),
+    "8-bit float inputs, e5m2": Variant(precision.products_of(precision.scaled_8_bit(torch.float8_e5m2)),
+                                        formats=("bf16",), declared=(("matmul_inputs", "fp8-e5m2"),)),
+    "8-bit float inputs, groups of 128": Variant(precision.products_of(precision.scaled_8_bit(torch.float8_e4m3fn, 128)),
+                                                 formats=("bf16",), declared=(("matmul_inputs", "fp8-e4m3-128"),)),
+    "8-bit float cache": Variant(lambda model: precision.cache_in(torch.float8_e4m3fn), formats=("f32", "bf16", "f16"),
+                                 declared=(("kv_cache", "fp8-e4m3"),)),
+    "8-bit float cache, e5m2": Variant(lambda model: precision.cache_in(torch.float8_e5m2), formats=("bf16",),
+                                       declared=(("kv_cache", "fp8-e5m2"),)),
     "llama.cpp": Variant(attention=("plain", "flash"), formats=()),
     "8-bit blocks": Variant(fused.f16_cache, formats=("q8",), attention=("eager", "sdpa"),
-                            declared=tuple(blocks.DECLARED.items())),
+                            declared=tuple(blocks.DECLARED.items()), inputs=blocks.quantised),
 }
 
 

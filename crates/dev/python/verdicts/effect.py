@@ -1,14 +1,14 @@
 """How large a fault is where it should first show, in roundings of that operation: computed beside firstdiff, in float64.
 
 The wrong engine is compared with its right twin, which holds the same values bit for bit up to the fault. One rounding
-is a half ulp drawn evenly (ulp/sqrt 12) of the tap's format; for a product under 8-bit blocks it is what quantising
-its input does to the result. Parts of a value (a token, a head, a channel) count on their own: a fault confined to
+is a half ulp drawn evenly (ulp/sqrt 12) of the tap's format; for a product whose input is brought to 8 bits or tf32
+first, it is what that does to the result. Parts of a value (a token, a head, a channel) count on their own: a fault confined to
 one is as large as it is there.
 """
 
 import torch
 
-from blocks import quantised
+from cases import VARIANTS
 from planted import kind_of
 
 EXPONENT = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
@@ -18,6 +18,9 @@ MODULES = {
     "gate_proj": ("mlp.gate_proj", "mlp_norm"), "up_proj": ("mlp.up_proj", "mlp_norm"),
     "mlp_out": ("mlp.down_proj", "mlp_act"),
 }
+
+
+PART = 8  # elements: the roundings of fewer are a matter of luck
 
 
 def rounding(value, dtype):
@@ -38,16 +41,18 @@ def module_of(model, tap):
 
 
 def unit(case, model, tap, values):
-    value = values[tap].double()
-    if case.format != "q8":
-        return rounding(value, values[tap].dtype)
-    module, source = module_of(model, tap)
+    """One rounding of each element of the tap, where quantised inputs are what a product rounds most."""
+    value, shorten = values[tap].double(), VARIANTS[case.variant].inputs
+    module, source = module_of(model, tap) if shorten else (None, None)
     if module is not None and source in values:
         x = values[source].double().flatten(1)
-        moved = (quantised(x.float()).double() - x) @ module.weight.double().T
-        return moved.reshape(value.shape).abs()
+        moved = (shorten(x.float()).double() - x) @ module.weight.double().T
+        # of one token's channels alike: some are moved by nothing, by luck
+        usual = moved.pow(2).mean(-1, keepdim=True).sqrt().expand_as(moved).reshape(value.shape)
+        return torch.maximum(usual, rounding(value, values[tap].dtype))
     attends = kind_of(tap) in ("attn_scores", "attn_probs", "attn_heads", "k_cache", "v_cache")
-    return rounding(value, torch.float16 if attends else torch.float32)
+    halved = attends and values[tap].dtype == torch.float32 and case.variant in ("8-bit blocks", "f16 cache", "tf32")
+    return rounding(value, torch.float16 if halved else values[tap].dtype)
 
 
 def size(case, model, step, tap, wrong, right):
@@ -60,8 +65,10 @@ def size(case, model, step, tap, wrong, right):
     error, unit_of = torch.where(finite, error, 0.0), torch.where(finite, unit_of, 0.0)
     if not torch.isfinite(error).all():
         return float("inf")
+    every = tuple(range(error.dim()))
     largest = 0.0
-    for axes in [tuple(range(error.dim())), *[tuple(a for a in range(error.dim()) if a != kept) for kept in range(error.dim())]]:
+    for axes in (every, *(tuple(a for a in every if a != kept) for kept in every)):
         ratio = error.pow(2).sum(axes) / unit_of.pow(2).sum(axes).clamp(min=1e-300)
-        largest = max(largest, float(ratio.sqrt().max()))
+        if axes == every or error.numel() // ratio.numel() >= PART:
+            largest = max(largest, float(ratio.sqrt().max()))
     return largest

@@ -105,7 +105,10 @@ def declare(trace, **keys):
     """Says in trace.json what the recorder cannot see: how an engine rounds inside."""
     file = Path(trace) / "trace.json"
     about = json.loads(file.read_text())
-    about.setdefault("arithmetic", {}).update(keys)
+    if keys.pop("nothing", False):
+        about.pop("arithmetic", None)
+    else:
+        about.setdefault("arithmetic", {}).update(keys)
     file.write_text(json.dumps(about))
 
 

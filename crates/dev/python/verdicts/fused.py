@@ -81,44 +81,44 @@ def residual_in_f32(model):
     return everywhere([norm_weight_first(model), *layers])
 
 
-@contextmanager
-def fused_add_norm(model):
-    """One kernel adds and norms: the norm reads the sum before it is rounded, the stream keeps it rounded.
+def fused_add_norm(carried):
+    """One kernel adds and norms: the norm reads the sum before it is rounded. The stream goes on rounded, or, with
+    `carried`, unrounded too, while what a recorder sees of it is rounded.
 
-    The sums are handed from the addition to the norm behind transformers' back.
+    The sums are handed from the addition to what reads them behind transformers' back.
     """
-    exact = {}
 
-    def add(residual, x):
-        wide = residual.float() + x.float()
-        rounded = wide.to(model.dtype)
-        exact.clear()
-        exact["value"], exact["of"] = wide, rounded
-        return rounded
+    @contextmanager
+    def plant(model):
+        exact = {}
 
-    def forward(layer):
-        def run(hidden_states, **kwargs):
-            x, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
-            residual = add(hidden_states, x)
-            return add(residual, layer.mlp(layer.post_attention_layernorm(residual)))
+        def add(residual, x):
+            before = exact["value"] if carried and exact.get("of") is residual else residual
+            wide = before.float() + x.float()
+            exact["value"], exact["of"] = wide, wide.to(model.dtype)
+            return exact["of"]
 
-        return run
+        def forward(layer):
+            def run(hidden_states, **kwargs):
+                x, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+                residual = add(hidden_states, x)
+                return add(residual, layer.mlp(layer.post_attention_layernorm(residual)))
 
-    def norm_of_sum(norm):
-        def run(x):
-            wide = exact["value"] if exact.get("of") is x else x
-            return normed(norm, wide, model.dtype)
+            return run
 
-        return run
+        def norm_of_sum(norm):
+            return lambda x: normed(norm, exact["value"] if exact.get("of") is x else x, model.dtype)
 
-    streams = [model.model.norm]
-    for layer in model.model.layers:
-        streams += [layer.input_layernorm, layer.post_attention_layernorm]
-    with everywhere([
-        *(replaced(layer, forward(layer)) for layer in model.model.layers),
-        *(replaced(norm, norm_of_sum(norm)) for norm in streams),
-    ]):
-        yield
+        streams = [model.model.norm]
+        for layer in model.model.layers:
+            streams += [layer.input_layernorm, layer.post_attention_layernorm]
+        with everywhere([
+            *(replaced(layer, forward(layer)) for layer in model.model.layers),
+            *(replaced(norm, norm_of_sum(norm)) for norm in streams),
+        ]):
+            yield
+
+    return plant
 
 
 def rope_in_f32(model):

@@ -1,6 +1,6 @@
 """Planted faults, a file for each kind; here they meet arithmetics, models, layers, ways to run, and what is recorded."""
 
-from itertools import count
+from itertools import count, product
 
 from cases import Case
 
@@ -14,6 +14,7 @@ THIRD = ("q_norm", "k_norm")
 LAYERS = (None, {2}, {0}, {3}, {1})
 RUNS = ("plain", "chunked", "plain", "static", "batch", "plain", "left-padded", "right-padded")
 RECORDED = ("all", "modules")
+PRODUCTS = ("q_proj", "k_proj", "v_proj", "attn_out", "gate_proj", "up_proj", "mlp_out", "logits")
 
 
 def fits(kind, model, format, tap):
@@ -33,7 +34,23 @@ def cases():
                     for _ in range(2 if len(kind.taps) > 4 else 1):
                         n = next(turn)
                         found += one(kind, size_, format, taps, n)
-    return found + written()
+    return found + in_short_products() + written()
+
+
+SHORT = (("tf32", "f32"), ("8-bit float inputs", "bf16"), ("f16 cache", "f32"), ("split sums rounded", "bf16"),
+         ("residual unrounded inside a kernel", "bf16"))
+
+
+def in_short_products():
+    """Faults in products, in engines whose arithmetic is not that of transformers."""
+    found = []
+    kinds = [kind for file in FILES for kind in file.KINDS if not kind.models and set(kind.taps) & set(PRODUCTS)]
+    for n, ((variant, format), kind, size_) in enumerate(product(SHORT, kinds, range(2))):
+        tap = [tap for tap in kind.taps if tap in PRODUCTS][(n + size_) % len(set(kind.taps) & set(PRODUCTS))]
+        if format in kind.formats:
+            fault = kind.fault(kind.sizes[size_ % len(kind.sizes)], tap, None if tap in ENDS else LAYERS[n % len(LAYERS)])
+            found.append(Case(MODELS[n % 5], format, variant, "eager", "plain", RECORDED[size_], n, fault, group=kind.name))
+    return found
 
 
 def one(kind, size_, format, taps, n):

@@ -51,9 +51,10 @@ def own_key_dropped(_):
 
     def edit(scores, seen, where):
         scores = scores.clone()
+        dropped = max(0, where.past + scores.shape[1] - scores.shape[2])  # by a window's cache
         for row in range(scores.shape[1]):
             if where.past + row:
-                scores[:, row, where.past + row] = -torch.inf
+                scores[:, row, where.past + row - dropped] = -torch.inf
         return scores.softmax(-1)
 
     return probabilities(edit)

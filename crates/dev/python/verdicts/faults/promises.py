@@ -26,7 +26,8 @@ def factors():
     # an embedding is copied, not computed: x1.001 of a bf16 number is rounded back to the number
     for n, tap in enumerate(tap for tap in EVERYWHERE if tap != "embed"):
         for m, model in enumerate(FAMILIES):
-            yield planted("x1.001 on one operation, bf16", size.scaled, 1.001, "", tap, model, "bf16", n, {(n + m) % 4})
+            yield planted("x1.001 on one operation, bf16", size.scaled, 1.001, "", tap, model, "bf16", n, {(n + m) % 4},
+                          prompt=96)
         yield planted("x1.01 on one operation, 8-bit blocks", size.scaled, 1.01, "", tap, BLOCKS[n % 3], "q8", n, {n % 4})
 
 
