@@ -185,7 +185,7 @@ fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>
     let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
     let along = Tensor::new(rows(exact.shape()), noise.along).map(|a| tail(&a, &rows(shape)).into_data());
     let lanes = noise.lanes.iter().map(cut).collect();
-    (cut(exact), Noise { variance, lanes, along: along.unwrap_or_default(), store: noise.store })
+    (cut(exact), Noise { variance, lanes, along: along.unwrap_or_default(), ..noise })
 }
 
 /// The last elements along every axis.

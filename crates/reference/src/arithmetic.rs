@@ -110,7 +110,9 @@ impl Arithmetic {
         match name {
             "ggml-q8" => Some(Arithmetic::ggml()),
             "tf32" => Some(Arithmetic::tf32()),
-            _ => Float::from_name(name).filter(|f| Arithmetic::ACTIVATIONS.contains(f)).map(Arithmetic::uniform),
+            _ => Float::from_name(name)
+                .filter(|f| Arithmetic::ACTIVATIONS.contains(f))
+                .map(Arithmetic::uniform),
         }
     }
 
@@ -140,7 +142,16 @@ impl Arithmetic {
         }
     }
 
-    /// What attention does to queries and probabilities before it multiplies them with cached values.
+    /// What attention does to queries before it multiplies them with keys. Some engines scale queries
+    /// first: that rounds them once more, unless the scale is a power of two.
+    pub(crate) fn query_rounding(&self, scale: f64) -> InputRounding {
+        match self.attention_rounding() {
+            InputRounding::None if scale.log2().fract() != 0.0 => InputRounding::Anywhere(self.store),
+            rounding => rounding,
+        }
+    }
+
+    /// What attention does to probabilities before it multiplies them with values.
     pub(crate) fn attention_rounding(&self) -> InputRounding {
         match self.matmul_inputs {
             // ggml brings the other factor to the cache's format before multiplying.
@@ -164,6 +175,8 @@ impl Arithmetic {
 pub(crate) enum InputRounding {
     None,
     Float(Float),
+    /// Rounded after a multiplication: where a value falls between two others is not known.
+    Anywhere(Float),
     /// Blocks of 8-bit integers, `x = d q` with `d = max|x| / 127`, `d` held in `scale`.
     Blocks {
         len: usize,

@@ -46,14 +46,69 @@ pub struct Noise<T> {
     /// Expected squared deviation of each element from the exact value, the last rounding included.
     pub variance: Vec<f64>,
     /// Possible values before that last rounding, one for each lane; empty where the operation's
-    /// inner values do not round (the exact value is then the only one).
+    /// inner values do not round (the exact value is then the only one). Lane 0 rounds to nearest, the
+    /// others at random.
     pub lanes: Vec<Tensor<T>>,
-    /// For each row of the last axis, the variance of `sum of error * exact` that comes from rounding
-    /// the inputs of a product: one input moves many outputs, so their errors are not independent and
-    /// `variance` does not tell. Empty where inputs are used as stored.
+    /// For each row of the last axis, the variance of `sum of error * direction` that comes from
+    /// rounding the inputs of a product: one input moves many outputs, so their errors are not
+    /// independent and `variance` does not tell. Empty where inputs are used as stored.
     pub along: Vec<f64>,
     /// The format of the last rounding.
     pub store: Float,
+    /// Which elements may err alike.
+    pub repeats: Repeats,
+    /// What keeps directions from following chance; see [`Noise::direction`].
+    pub damping: Damping,
+}
+
+/// Sizes of a whole value that its single elements are seen against.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Damping {
+    /// A variance below which elements are not told apart.
+    floor: f64,
+    /// Expected squared error over squared value.
+    relative: f64,
+}
+
+impl Damping {
+    pub(crate) fn of<T: Real>(exact: &Tensor<T>, variance: &[f64], store: Float) -> Damping {
+        let squares: f64 = exact.data().iter().map(|y| y.to_f64() * y.to_f64()).sum();
+        if squares == 0.0 {
+            return Damping::default();
+        }
+        let u = 1e-4 * store.unit_roundoff();
+        let floor = u * u * squares / exact.len().max(1) as f64;
+        Damping { floor, relative: variance.iter().sum::<f64>() / squares }
+    }
+}
+
+impl<T: Real> Noise<T> {
+    /// The weight of element `i`, whose exact value is `y`, when a common factor is fitted: precise
+    /// elements count for more. With `y / variance` the fit would be the best there is, were the
+    /// variance known. But a value that happens to need no rounding, or whose few lanes happen to agree,
+    /// is no more precise than its neighbours: a mean rounding and the value's mean relative
+    /// variance are added. And elements far smaller than the rest count for little: a probability of
+    /// 10^-40 may be flushed to zero. Any weights are right, as long as the sum's deviation is theirs.
+    pub fn direction(&self, i: usize, y: f64) -> f64 {
+        let ulp = if self.store == Float::F64 { 0.0 } else { self.store.ulp(y) };
+        let Damping { floor, relative } = self.damping;
+        let variance = self.variance[i] + ulp * ulp / 12.0 + relative * y * y + floor;
+        if variance > 0.0 { y / variance } else { y }
+    }
+}
+
+/// Which elements of a value may err alike because what is rounded last repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// Those rounded to the same number.
+    Values,
+    /// The last operation multiplies by a factor of the channel: those of one channel with the same
+    /// digits, whatever their exponent.
+    Channels,
+    /// It multiplies by a table that all heads share: one channel of one token in all heads.
+    Heads,
+    /// It multiplies by one constant: those with the same digits anywhere.
+    Digits,
 }
 
 /// A value, and what rounding may do to it where that was asked for.
@@ -112,7 +167,8 @@ pub struct Executor<'a> {
     pub weights: &'a Weights<'a>,
     /// The arithmetic whose rounding is measured; `None`: no noise is computed.
     pub arithmetic: Option<&'a Arithmetic>,
-    /// Random executions from which the noise of inner values is taken.
+    /// Executions from which the noise of inner values is taken: one rounds to nearest, the others at
+    /// random.
     pub lanes: usize,
     /// Called after every operation with the number done.
     pub progress: Option<&'a (dyn Fn(usize) + Sync)>,

@@ -248,7 +248,8 @@ mod tests {
 
     #[test]
     fn unit_roundoff_is_half_an_ulp_of_one() {
-        for format in [Float::F64, Float::F32, Float::F16, Float::BF16, Float::TF32, Float::E4M3, Float::E5M2] {
+        for format in [Float::F64, Float::F32, Float::F16, Float::BF16, Float::TF32, Float::E4M3, Float::E5M2]
+        {
             assert_eq!(format.unit_roundoff(), format.ulp(1.0) / 2.0);
         }
     }

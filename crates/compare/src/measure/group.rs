@@ -24,7 +24,7 @@ pub(super) struct Group {
     pub max_abs: f64,
     /// Elements that are not finite where the exact value is.
     pub non_finite: usize,
-    /// Error times exact value, and the variance of that sum if all elements err on their own.
+    /// Error times direction: what a common factor is fitted with.
     pub along: Functional,
     /// The error, and the variance of its sum.
     pub offset: Functional,
@@ -34,6 +34,8 @@ pub(super) struct Group {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Functional {
     pub sum: f64,
+    /// The same sum of the exact values: what a factor multiplies.
+    pub unit: f64,
     /// Its variance if the elements err independently.
     pub variance: f64,
     /// Its variance from inputs that are rounded once for many outputs.
@@ -45,6 +47,7 @@ pub(super) struct Functional {
 impl Functional {
     fn merge(&mut self, other: &Functional) {
         self.sum += other.sum;
+        self.unit += other.unit;
         self.variance += other.variance;
         self.shared += other.shared;
         if self.lanes.len() < other.lanes.len() {
@@ -55,8 +58,7 @@ impl Functional {
 
     /// Mean square over the lanes: what inner roundings do to the sum together.
     fn coherent(&self) -> f64 {
-        let squares: f64 = self.lanes.iter().map(|s| s * s).sum();
-        squares / self.lanes.len().max(1) as f64
+        mean_square(&self.lanes)
     }
 
     /// The sum in its standard deviations.
@@ -67,6 +69,12 @@ impl Functional {
         let coherent = self.coherent().max(coherence * self.variance);
         (self.sum.abs() / (self.variance + self.shared + coherent).sqrt()).min(MAX_RATIO)
     }
+}
+
+/// Mean square over the lanes that round at random: all but the first.
+pub(super) fn mean_square(lanes: &[f64]) -> f64 {
+    let random = lanes.get(1..).unwrap_or_default();
+    random.iter().map(|s| s * s).sum::<f64>() / random.len().max(1) as f64
 }
 
 /// How much more inner roundings move a whole sum than independent errors would. A handful of lanes
@@ -112,7 +120,7 @@ impl Group {
 
     /// The least-squares common factor, minus one.
     pub fn scale(&self) -> f64 {
-        if self.exact > 0.0 { (self.dot - self.exact) / self.exact } else { 0.0 }
+        if self.along.unit > 0.0 { self.along.sum / self.along.unit } else { 0.0 }
     }
 
     pub fn scale_sigmas(&self, coherence: &Coherence) -> f64 {
@@ -158,11 +166,14 @@ impl Part {
                 return 0.0;
             }
             let sigmas = |reason| {
+                if value.in_lanes() && g.elements < THRESHOLDS.min_fit {
+                    return 0.0;
+                }
                 let mut sigmas = match reason {
                     Reason::Scale => g.along.sigmas(coherence.along),
                     Reason::Offset => g.offset.sigmas(coherence.offset),
                 };
-                if sigmas > THRESHOLDS.sigmas {
+                if sigmas > THRESHOLDS.sigmas / 2.0 {
                     sigmas = sigmas.min(value.clustered(Some((axis, index)), reason));
                 }
                 sigmas / THRESHOLDS.sigmas

@@ -30,10 +30,14 @@ pub struct Thresholds {
     pub sigmas: f64,
     /// Parts with fewer elements are not judged on their own.
     pub min_part: usize,
+    /// Parts with fewer elements are not searched for factors and offsets where their variance is
+    /// estimated from a few lanes.
+    pub min_fit: usize,
 }
 
 /// The thresholds used; docs/VERDICTS.md derives them.
-pub const THRESHOLDS: Thresholds = Thresholds { whole: 2.0, part: 4.0, sigmas: 10.0, min_part: 16 };
+pub const THRESHOLDS: Thresholds =
+    Thresholds { whole: 2.0, part: 4.0, sigmas: 10.0, min_part: 16, min_fit: 64 };
 
 /// A recorded value, measured.
 #[derive(Clone, Debug)]
@@ -73,7 +77,7 @@ impl Measured {
         let whole = &sums.whole;
         let coherence = Coherence::of(std::iter::once(whole));
         let (scale, mut sigmas) = (whole.scale(), whole.scale_sigmas(&coherence));
-        if sigmas > THRESHOLDS.sigmas {
+        if sigmas > THRESHOLDS.sigmas / 2.0 {
             sigmas = sigmas.min(value.clustered(None, Reason::Scale));
         }
         let parts = sums.parts.iter().map(|(axis, groups)| Part::new(*axis, groups, &value)).collect();

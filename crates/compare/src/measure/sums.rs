@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use firstdiff_model::Axis;
-use firstdiff_reference::Noise;
+use firstdiff_reference::{Noise, Repeats};
 use firstdiff_tensor::Tensor;
 use rayon::prelude::*;
 
-use super::group::{Group, Reason};
+use super::group::{Group, Reason, mean_square};
 use super::{MAX_RATIO, THRESHOLDS};
 
 /// A recorded value beside the exact one, seen as rows of its last axis.
@@ -21,6 +21,8 @@ pub(super) struct Value<'a> {
     rows: usize,
     /// Rows that repeat an earlier one round alike: they count once where errors are added up.
     fresh: Vec<bool>,
+    /// The weight of each element when a common factor is fitted.
+    directions: Vec<f64>,
 }
 
 /// The sums over everything and over the parts along each axis.
@@ -43,7 +45,19 @@ impl<'a> Value<'a> {
         let hashes: Vec<u64> = exact.data().par_chunks(width).with_min_len(16).map(hash).collect();
         // A collision only leaves one row out of a fit.
         let fresh = hashes.into_iter().map(|h| seen.insert(h)).collect();
-        Value { recorded: recorded.data(), exact: exact.data(), noise, axes, shape, width, rows, fresh }
+        let direction = |(i, &y): (usize, &f64)| noise.direction(i, y);
+        let directions = exact.data().par_iter().enumerate().with_min_len(1024).map(direction).collect();
+        Value {
+            recorded: recorded.data(),
+            exact: exact.data(),
+            noise,
+            axes,
+            shape,
+            width,
+            rows,
+            fresh,
+            directions,
+        }
     }
 
     /// The index along axis `axis` (not the last) of row `row`.
@@ -80,7 +94,8 @@ impl<'a> Value<'a> {
         let variance = &self.noise.variance[range.clone()];
         let mut g = Group { elements: recorded.len(), ..Group::default() };
         let mut along = 0.0;
-        for ((&x, &y), &v) in recorded.iter().zip(exact).zip(variance) {
+        let directions = &self.directions[range.clone()];
+        for (((&x, &y), &v), &d) in recorded.iter().zip(exact).zip(variance).zip(directions) {
             if !x.is_finite() {
                 // Also the scores of masked keys, where an engine may write -inf: no score is judged there.
                 g.non_finite += usize::from(y.is_finite());
@@ -93,19 +108,20 @@ impl<'a> Value<'a> {
             g.exact += y * y;
             g.recorded += x * x;
             g.dot += x * y;
-            g.along.sum += e * y;
-            along += v * y * y;
+            g.along.sum += e * d;
+            g.along.unit += y * d;
+            along += v * d * d;
             g.max_abs = g.max_abs.max(e.abs());
         }
         if !self.fresh[row] {
-            g.along.sum = 0.0;
+            (g.along.sum, g.along.unit) = (0.0, 0.0);
             return g;
         }
         g.along.variance = along;
         g.along.shared = self.noise.along.get(row).copied().unwrap_or(0.0);
         let lane = |lane: &Tensor<f64>| -> f64 {
-            let sum = |((&z, &y), &x): ((&f64, &f64), &f64)| if x.is_finite() { (z - y) * y } else { 0.0 };
-            lane.data()[range.clone()].iter().zip(exact).zip(recorded).map(sum).sum()
+            let values = lane.data()[range.clone()].iter().zip(exact).zip(recorded).zip(directions);
+            values.map(|(((&z, &y), &x), &d)| if x.is_finite() { (z - y) * d } else { 0.0 }).sum()
         };
         g.along.lanes = self.noise.lanes.iter().map(lane).collect();
         g
@@ -114,9 +130,10 @@ impl<'a> Value<'a> {
     /// The sums over each channel (or key: each index of the last axis).
     fn columns(&self) -> Vec<Group> {
         const BLOCK: usize = 256;
-        // Inputs that are quantised together may err alike from row to row: such errors do not add up
-        // like independent ones, and only their size is judged.
-        let add_up = self.noise.along.is_empty();
+        // Inputs that are quantised together, and factors of a channel, may err alike from row to row:
+        // such errors do not add up like independent ones, and only their size is judged.
+        let add_up =
+            self.noise.along.is_empty() && matches!(self.noise.repeats, Repeats::Values | Repeats::Digits);
         let blocks = (0..self.width.div_ceil(BLOCK)).into_par_iter().map(|block| {
             let columns = block * BLOCK..((block + 1) * BLOCK).min(self.width);
             let mut groups = vec![Group::default(); columns.len()];
@@ -133,8 +150,9 @@ impl<'a> Value<'a> {
                     g.error += e * e;
                     g.variance += v;
                     if add_up {
-                        g.along.sum += e * y;
-                        g.along.variance += v * y * y;
+                        let d = self.directions[i];
+                        g.along.sum += e * d;
+                        g.along.variance += v * d * d;
                         g.offset.sum += e;
                         g.offset.variance += v;
                     }
@@ -156,22 +174,40 @@ impl<'a> Value<'a> {
             g.offset.lanes.resize(lanes.len(), 0.0);
             for (l, lane) in lanes.iter().enumerate() {
                 let e = lane.data()[i] - y;
-                g.along.lanes[l] += e * y;
+                g.along.lanes[l] += e * self.directions[i];
                 g.offset.lanes[l] += e;
             }
         }
     }
 
-    /// A functional in standard deviations, when elements whose exact values lie within a sixteenth of
-    /// an ulp of each other are taken to err together, as those of a nearly constant channel do. `part` is an axis and an
-    /// index along it, or everything.
+    /// Whether the variance is estimated from a few executions.
+    pub fn in_lanes(&self) -> bool {
+        !self.noise.lanes.is_empty()
+    }
+
+    /// A functional in standard deviations, when elements that may err alike are taken to do so, and
+    /// what rounding to nearest does to this very sum is allowed: a weight with few digits rounds all its
+    /// products to one side.
+    /// `part` is an axis and an index along it, or everything.
     pub fn clustered(&self, part: Option<(Axis, usize)>, reason: Reason) -> f64 {
         let last = self.shape.len().saturating_sub(1);
         let place = part.and_then(|(axis, index)| Some((self.axes.iter().position(|a| *a == axis)?, index)));
         let lanes = self.noise.lanes.len();
-        let shift = (53 - self.noise.store.significand_bits() - 4).max(0);
+        // The digits of a number in the store's format, without sign and exponent.
+        let dropped = 53 - self.noise.store.significand_bits();
+        let digits = |x: f64| (x.to_bits() & ((1 << 52) - 1)) >> dropped;
+        let key = |x: f64, row: usize, channel: usize| match self.noise.repeats {
+            Repeats::Values => (0, x.to_bits()),
+            Repeats::Channels => (channel, digits(x)),
+            // Rows are tokens first, then heads.
+            Repeats::Heads => (channel, self.index(0, row) as u64),
+            Repeats::Digits => (0, digits(x)),
+        };
         let (mut sum, mut shared, mut together) = (0.0, 0.0, vec![0.0; lanes]);
-        let mut clusters: HashMap<u64, f64> = HashMap::new();
+        // What the same sum is for an engine that rounds once, and for one that rounds inner values too.
+        let (mut once, mut within) = (0.0, 0.0);
+        let store = self.noise.store;
+        let mut clusters: HashMap<(usize, u64), f64> = HashMap::new();
         for row in (0..self.rows).filter(|&r| self.fresh[r]) {
             let columns = match place {
                 Some((axis, index)) if axis == last => index..index + 1,
@@ -185,9 +221,13 @@ impl<'a> Value<'a> {
                 if !x.is_finite() {
                     continue;
                 }
-                let g = if reason == Reason::Scale { y } else { 1.0 };
+                let g = if reason == Reason::Scale { self.noise.direction(i, y) } else { 1.0 };
                 sum += (x - y) * g;
-                *clusters.entry(y.to_bits() >> shift).or_default() += g.abs() * v.sqrt();
+                once += (store.round(y) - y) * g;
+                if let Some(nearest) = self.noise.lanes.first() {
+                    within += (store.round(nearest.data()[i]) - y) * g;
+                }
+                *clusters.entry(key(x, row, c)).or_default() += g.abs() * v.sqrt();
                 for (sum, lane) in together.iter_mut().zip(&self.noise.lanes) {
                     *sum += (lane.data()[i] - y) * g;
                 }
@@ -196,8 +236,8 @@ impl<'a> Value<'a> {
         let mut own: Vec<f64> = clusters.into_values().map(|s| s * s).collect();
         // A fixed order: hash maps have none, and sums depend on it.
         own.sort_by(f64::total_cmp);
-        let coherent = together.iter().map(|s| s * s).sum::<f64>() / lanes.max(1) as f64;
-        let variance = own.iter().sum::<f64>() + shared + coherent;
+        let rounding = once * once + within * within;
+        let variance = own.iter().sum::<f64>() + shared + mean_square(&together) + rounding;
         if sum == 0.0 { 0.0 } else { (sum.abs() / variance.sqrt()).min(MAX_RATIO) }
     }
 }

@@ -16,7 +16,14 @@ fn found(edit: impl Fn(&mut [f64])) -> Vec<String> {
     edit(recorded.data_mut());
     recorded.data_mut().iter_mut().for_each(|x| *x = Float::BF16.round(*x));
     let variance = exact.data().iter().map(|&x| Float::BF16.rounding_variance(x)).collect();
-    let noise = Noise { variance, lanes: vec![], along: vec![], store: Float::BF16 };
+    let noise = Noise {
+        variance,
+        lanes: vec![],
+        along: vec![],
+        store: Float::BF16,
+        repeats: firstdiff_reference::Repeats::Values,
+        damping: Default::default(),
+    };
     structure(&recorded, &exact, &noise, &AXES)
         .into_iter()
         .map(|s| format!("{}: {}", s.kind, s.detail))

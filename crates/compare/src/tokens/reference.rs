@@ -115,6 +115,8 @@ pub(crate) fn noise(
 }
 
 fn deviations(lanes: &[Vec<f64>], tokens: &[i64], exact: &Preference) -> Vec<f64> {
+    // The first lane rounds to nearest; the others tell how far rounding may carry.
+    let lanes = lanes.get(1..).unwrap_or_default();
     let at = |row: &[f64], t: i64| usize::try_from(t).ok().and_then(|t| row.get(t)).copied().unwrap_or(0.0);
     let square = |token: i64, margin: f64| {
         let squares = lanes.iter().map(|l| (at(l, exact.best) - at(l, token) - margin).powi(2));

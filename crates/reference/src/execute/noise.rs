@@ -11,7 +11,7 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Executor, Flight, Inputs, Noise, exact, shared};
+use super::{Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::{input_variance, weight_variance};
@@ -60,27 +60,47 @@ pub(super) fn compute<T: Real>(
         .zip(recorded)
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
-    let mut along = shared::along(executor, arithmetic, op, inputs, exact, recorded)?;
-    let store = arithmetic.store;
+    let (store, repeats) = (arithmetic.store, repeats(op));
     let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
-    Ok(parts
+    let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
                 let variance = variance(exact, &lanes, sums.as_deref(), store);
-                return Spread { noise: Some(Noise { variance, lanes, along: std::mem::take(&mut along[s]), store }), lanes: vec![] };
+                let damping = Damping::of(exact, &variance, store);
+                return Spread {
+                    noise: Some(Noise { variance, lanes, along: vec![], store, repeats, damping }),
+                    lanes: vec![],
+                };
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
-                Arc::new(stored(lanes.get(lane).unwrap_or(exact), sums.as_deref(), store, random))
+                Arc::new(stored(lanes.get(lane).unwrap_or(exact), sums.as_deref(), store, random, lane))
             });
             Spread { noise: None, lanes: lanes.collect() }
         })
-        .collect())
+        .collect();
+    let along = shared::along(executor, arithmetic, op, inputs, exact, &spreads)?;
+    for (spread, along) in spreads.iter_mut().zip(along) {
+        if let Some(noise) = &mut spread.noise {
+            noise.along = along;
+        }
+    }
+    Ok(spreads)
 }
 
-/// Products whose factors may have been cut off to tf32 instead of rounded: each factor is then too
-/// small by up to half of its last place on average, and the product leans towards zero by at most two
-/// roundoffs of itself, everywhere alike.
+/// What is rounded last in an operation.
+fn repeats(op: &Op) -> Repeats {
+    match &op.kind {
+        OpKind::RmsNorm(_) => Repeats::Channels,
+        OpKind::Rope(_) => Repeats::Heads,
+        OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => Repeats::Digits,
+        _ => Repeats::Values,
+    }
+}
+
+/// Products that may be off by a common factor. Factors that are cut off to tf32 instead of rounded are
+/// too small by up to half of their last place on average: the product leans towards zero by at most
+/// two roundoffs of itself. And the constant by which scores are scaled is itself rounded.
 fn leaning<T: Real>(
     executor: &Executor,
     a: &Arithmetic,
@@ -90,14 +110,20 @@ fn leaning<T: Real>(
     recorded: bool,
 ) -> Vec<Tensor<T>> {
     let product = matches!(op.kind, OpKind::Linear(_) | OpKind::AttnScores(_) | OpKind::AttnHeads(_));
-    if a.second_factor() != Some(Float::TF32) || !product {
+    let cut_off =
+        if a.second_factor() == Some(Float::TF32) { 2.0 * Float::TF32.unit_roundoff() } else { 0.0 };
+    let constant = match &op.kind {
+        OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => a.accumulate.unit_roundoff(),
+        _ => 0.0,
+    };
+    if !product || cut_off + constant == 0.0 {
         return lanes;
     }
     let count = if recorded { executor.lanes.min(MEASURING) } else { executor.lanes };
     (0..count)
         .map(|lane| {
-            let sign = if lane % 2 == 0 { -2.0 } else { 2.0 };
-            let factor = T::from_f64(1.0 + sign * Float::TF32.unit_roundoff());
+            let sign = if lane % 2 == 0 { -1.0 } else { 1.0 };
+            let factor = T::from_f64(1.0 + sign * (cut_off + constant));
             let mut value = lanes.get(lane).unwrap_or(exact).clone();
             value.data_mut().iter_mut().for_each(|x| *x *= factor);
             value
@@ -105,27 +131,38 @@ fn leaning<T: Real>(
         .collect()
 }
 
-/// `mean over lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
+/// `mean over random lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
 fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]>, store: Float) -> Vec<f64> {
+    let random = lanes.get(1..).unwrap_or_default();
     let element = |i: usize, y: T| {
         let y = y.to_f64();
         let sums = sums.map_or(0.0, |v| v[i]);
-        if lanes.is_empty() {
+        if random.is_empty() {
             return store.rounding_variance(y) + sums;
         }
         let lane = |t: &Tensor<T>| {
             let z = t.data()[i].to_f64();
             (z - y) * (z - y) + store.rounding_variance(z)
         };
-        lanes.iter().map(lane).sum::<f64>() / lanes.len() as f64 + sums
+        random.iter().map(lane).sum::<f64>() / random.len() as f64 + sums
     };
     exact.data().par_iter().enumerate().with_min_len(1024).map(|(i, &y)| element(i, y)).collect()
 }
 
-/// A value as an engine might store it.
-fn stored<T: Real>(value: &Tensor<T>, sums: Option<&[f64]>, store: Float, random: Random) -> Tensor<T> {
+/// A value as an engine might store it; as most do, in lane 0.
+fn stored<T: Real>(
+    value: &Tensor<T>,
+    sums: Option<&[f64]>,
+    store: Float,
+    random: Random,
+    lane: usize,
+) -> Tensor<T> {
     let (bits, normal) = (random.site(1), random.site(2));
     let mut out = value.clone();
+    if lane == 0 {
+        out.data_mut().iter_mut().for_each(|x| *x = T::from_f64(store.round(x.to_f64())));
+        return out;
+    }
     for (i, x) in out.data_mut().iter_mut().enumerate() {
         let error = sums.map_or(0.0, |v| v[i].sqrt() * normal.normal(i));
         *x = T::from_f64(store.round_randomly(x.to_f64() + error, bits.bits(i)));
@@ -206,7 +243,10 @@ fn attention_sums<T: Real>(
     exact: &Tensor<T>,
 ) -> Option<Vec<f64>> {
     let value = |i: usize| inputs.values[i].exact.as_ref();
-    let rounding = a.attention_rounding();
+    let rounding = match &op.kind {
+        OpKind::AttnScores(scores) => a.query_rounding(scores.scale),
+        _ => a.attention_rounding(),
+    };
     let second = |t: &Tensor<T>| -> Option<Vec<f64>> {
         Some(input_variance(t.data(), t.len(), InputRounding::Float(a.second_factor()?)))
     };
@@ -225,9 +265,8 @@ fn attention_sums<T: Real>(
                 scores,
                 scores.scale * scores.scale,
             );
-            let cached = second(k).map(|v| {
-                attention::scores(&square(q), &v, scores, scores.scale * scores.scale).into_data()
-            });
+            let cached = second(k)
+                .map(|v| attention::scores(&square(q), &v, scores, scores.scale * scores.scale).into_data());
             let power_of_two = scores.scale.log2().fract() == 0.0;
             let sums = products.data().iter().zip(exact.data()).enumerate().map(|(i, (v, y))| {
                 let y = y.to_f64();
@@ -261,7 +300,7 @@ fn attention_sums<T: Real>(
 }
 
 /// Lanes of a value that is recorded and so replaced by the engine's own.
-const MEASURING: usize = 4;
+const MEASURING: usize = 5;
 
 /// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
 fn pointwise_lanes<T: Real>(
@@ -307,7 +346,7 @@ pub(super) fn stored_rows<T: Real>(
     }
     let lane = |lane: usize| {
         let value = new.lanes.get(lane).unwrap_or(&new.exact);
-        Arc::new(stored(value, None, a.kv_cache, Random::new(lane, index, step).site(91)))
+        Arc::new(stored(value, None, a.kv_cache, Random::new(lane, index, step).site(91), lane))
     };
     (0..lanes).map(lane).collect()
 }
@@ -326,12 +365,13 @@ pub(super) fn before_storing<T: Real>(
     }
     let lane = |lane: usize| {
         let random = Random::new(lane, index, step).site(92);
-        let mut lane = value.clone();
-        for (i, x) in lane.data_mut().iter_mut().enumerate() {
+        let mut stream = value.clone();
+        let inner = if lane == 0 { &mut [] } else { stream.data_mut() };
+        for (i, x) in inner.iter_mut().enumerate() {
             // Anything within half a unit in the last place was stored as this.
             *x = T::from_f64(x.to_f64() + 0.5 * a.store.ulp(x.to_f64()) * random.symmetric(i));
         }
-        Arc::new(lane)
+        Arc::new(stream)
     };
     (0..lanes).into_par_iter().map(lane).collect()
 }
@@ -346,5 +386,6 @@ pub(super) fn of_cache<T: Real>(a: &Arithmetic, exact: &Tensor<T>, lanes: &[Arc<
     for (v, y) in spread.iter_mut().zip(exact.data()) {
         *v = v.max(format.rounding_variance(y.to_f64()));
     }
-    Noise { variance: spread, lanes, along: vec![], store: format }
+    let damping = Damping::of(exact, &spread, format);
+    Noise { variance: spread, lanes, along: vec![], store: format, repeats: Repeats::Values, damping }
 }

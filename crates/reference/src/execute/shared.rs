@@ -1,44 +1,56 @@
 //! Errors that one rounded input spreads over many outputs.
 //!
 //! With inputs rounded to `x + d`, the error of `y = W x` is `W d`: its elements are not independent.
-//! Along the exact value it is `d . (W^T y)`, whose variance is that of `d`, weighted.
+//! Along a direction `g` it is `d . (W^T g)`, whose variance is that of `d`, weighted.
 
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
+use rayon::prelude::*;
 
+use super::noise::Spread;
 use super::{Executor, Inputs};
-use crate::arithmetic::{Arithmetic, InputRounding, MatmulInputs};
+use crate::arithmetic::{Arithmetic, InputRounding};
 use crate::error::Error;
 use crate::kernels::attention;
 use crate::kernels::input::variance_along;
 
-/// Variance of `sum of error * exact` from rounded inputs, for every step and every row of the output's
-/// last axis; empty where inputs are not rounded.
+/// Variance of `sum of error * direction` (see [`super::Noise::direction`]) from rounded inputs, for
+/// every step and every row of the output's last axis; empty where inputs are not rounded.
 pub(super) fn along<T: Real>(
     executor: &Executor,
     a: &Arithmetic,
     op: &Op,
     inputs: &[Inputs<T>],
     exact: &[Tensor<T>],
-    recorded: &[bool],
+    spreads: &[Spread<T>],
 ) -> Result<Vec<Vec<f64>>, Error> {
     let none = || Ok(vec![vec![]; inputs.len()]);
-    let rounding = a.attention_rounding();
-    let attends = matches!(op.kind, OpKind::AttnScores(_) | OpKind::AttnHeads(_));
-    if a.matmul_inputs == MatmulInputs::AsStored
-        || !recorded.contains(&true)
-        || attends && rounding == InputRounding::None
-    {
+    let rounding = match &op.kind {
+        OpKind::Linear(linear) => a.input_rounding(executor.weights.storage(&linear.weight)?),
+        OpKind::AttnScores(scores) => a.query_rounding(scores.scale),
+        OpKind::AttnHeads(_) => a.attention_rounding(),
+        _ => InputRounding::None,
+    };
+    if rounding == InputRounding::None || spreads.iter().all(|s| s.noise.is_none()) {
         return none();
     }
-    let parts = inputs.iter().zip(exact);
+    // Steps that are not recorded keep the exact value: any direction will do.
+    let directions: Vec<Tensor<T>> = exact
+        .iter()
+        .zip(spreads)
+        .map(|(y, spread)| {
+            let mut g = y.clone();
+            if let Some(noise) = &spread.noise {
+                let toward = |(i, g): (usize, &mut T)| *g = T::from_f64(noise.direction(i, g.to_f64()));
+                g.data_mut().par_iter_mut().enumerate().with_min_len(1024).for_each(toward);
+            }
+            g
+        })
+        .collect();
+    let parts = inputs.iter().zip(&directions);
     match &op.kind {
         OpKind::Linear(linear) => {
-            let rounding = a.input_rounding(executor.weights.storage(&linear.weight)?);
-            if rounding == InputRounding::None {
-                return none();
-            }
-            let y: Vec<f32> = exact.iter().flat_map(|y| y.data().iter().map(|y| y.to_f32())).collect();
+            let y: Vec<f32> = directions.iter().flat_map(|y| y.data().iter().map(|y| y.to_f32())).collect();
             let directions = executor.weights.transposed_product(&linear.weight, &y)?;
             let mut rows = directions.chunks(linear.input);
             let row = |x: &[T], g: Option<&[f32]>| variance_along(x, g.unwrap_or_default(), rounding);

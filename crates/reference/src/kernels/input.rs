@@ -10,6 +10,7 @@ pub(crate) fn input_variance<T: Real>(x: &[T], k: usize, rounding: InputRounding
     match rounding {
         InputRounding::None => vec![0.0; x.len()],
         InputRounding::Float(format) => x.iter().map(|x| float(x.to_f64(), format)).collect(),
+        InputRounding::Anywhere(format) => x.iter().map(|x| anywhere(x.to_f64(), format)).collect(),
         InputRounding::Blocks { len, scale } => x
             .chunks(k.max(1))
             .flat_map(|row| row.chunks(len))
@@ -24,6 +25,12 @@ pub(crate) fn input_variance<T: Real>(x: &[T], k: usize, rounding: InputRounding
             })
             .collect(),
     }
+}
+
+/// Variance of rounding something of the size of `x` at random: the mean over all places between two
+/// values, a sixth of the squared spacing.
+fn anywhere(x: f64, format: Float) -> f64 {
+    if x == 0.0 || format == Float::F64 { 0.0 } else { format.ulp(x) * format.ulp(x) / 6.0 }
 }
 
 /// Variance of rounding `x` in a format whose values are multiplied by about `scale`. Engines choose
@@ -90,6 +97,7 @@ pub(crate) fn variance_along<T: Real>(x: &[T], direction: &[f32], rounding: Inpu
     match rounding {
         InputRounding::None => 0.0,
         InputRounding::Float(format) => elements(x, direction, &|x| float(x, format)),
+        InputRounding::Anywhere(format) => elements(x, direction, &|x| anywhere(x, format)),
         InputRounding::ScaledFloat { len, format } => x
             .chunks(len)
             .zip(direction.chunks(len))

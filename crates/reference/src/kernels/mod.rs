@@ -25,20 +25,28 @@ pub(crate) struct Rounding<'a> {
     lane: Option<(&'a Arithmetic, Random)>,
     /// One bit for each place of a common error: the signs that this lane gives them.
     signs: u8,
+    /// Every value is rounded to nearest, and nothing else errs: what most engines do.
+    nearest: bool,
 }
 
 impl<'a> Rounding<'a> {
     pub fn exact() -> Self {
-        Rounding { lane: None, signs: 0 }
+        Rounding { lane: None, signs: 0, nearest: false }
     }
 
-    /// The rounding of lane `number`, with random numbers of its own. `turn` is the same for all lanes
+    /// The rounding of lane `number`, with random numbers of its own. Lane 0 rounds to nearest. `turn` is the same for all lanes
     /// of one operation and varies from operation to operation.
     pub fn lane(arithmetic: &'a Arithmetic, random: Random, number: usize, turn: usize) -> Self {
         // Walsh functions: over four lanes (or eight), any two places agree in sign as often as not,
         // so their errors neither cancel nor add up in the mean square.
-        let sign = |place: usize| u8::from((number & ((place + turn) % 3 + 1)).count_ones() % 2 == 1) << place;
-        Rounding { lane: Some((arithmetic, random)), signs: sign(0) | sign(1) | sign(2) }
+        let sign = |place: usize| {
+            u8::from((number.saturating_sub(1) & ((place + turn) % 3 + 1)).count_ones() % 2 == 1) << place
+        };
+        Rounding {
+            lane: Some((arithmetic, random)),
+            signs: sign(0) | sign(1) | sign(2),
+            nearest: number == 0,
+        }
     }
 
     /// The rounding of another place in the same operation.
@@ -51,6 +59,7 @@ impl<'a> Rounding<'a> {
     pub fn store<T: Real>(&self, x: T, index: usize) -> T {
         match self.lane {
             None => x,
+            Some((a, _)) if self.nearest => T::from_f64(a.store.round(x.to_f64())),
             Some((a, random)) => T::from_f64(a.store.round_randomly(x.to_f64(), random.bits(index))),
         }
     }
@@ -61,10 +70,10 @@ impl<'a> Rounding<'a> {
     #[inline]
     pub fn factor(&self, size: f64, index: usize) -> f64 {
         match self.lane {
-            None => 1.0,
-            Some((a, random)) => {
+            Some((a, random)) if !self.nearest => {
                 1.0 + (a.accumulate.unit_roundoff() * size).copysign(random.symmetric(index))
             }
+            _ => 1.0,
         }
     }
 
@@ -74,11 +83,11 @@ impl<'a> Rounding<'a> {
     #[inline]
     pub fn lean(&self, size: f64, place: usize) -> f64 {
         match self.lane {
-            None => 1.0,
-            Some((a, _)) => {
+            Some((a, _)) if !self.nearest => {
                 let sign = if self.signs >> place & 1 == 1 { -1.0 } else { 1.0 };
                 1.0 + sign * size * a.accumulate.unit_roundoff()
             }
+            _ => 1.0,
         }
     }
 

@@ -18,6 +18,8 @@ pub(crate) fn rope<T: Real>(x: &[T], op: &Rope, positions: &[u32], rounding: Rou
     }
     let (angle, cosine, sine) = (rounding.site(2), rounding.site(3), rounding.site(4));
     let width = op.heads * op.dim;
+    // A constant that is not 1 is itself rounded.
+    let amplitude = if op.amplitude == 1.0 { 1.0 } else { op.amplitude * rounding.lean(1.0, 0) };
     let mut out = vec![T::ZERO; x.len()];
     out.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().with_min_len(8).for_each(
         |(row, (out, x))| {
@@ -29,9 +31,10 @@ pub(crate) fn rope<T: Real>(x: &[T], op: &Rope, positions: &[u32], rounding: Rou
                 .map(|(i, f)| {
                     let at = row * pairs + i;
                     let (s, c) = (position * f * angle.factor(1.0, at)).sin_cos();
-                    let c = c * op.amplitude * cosine.factor(1.0, at);
-                    let s = s * op.amplitude * sine.factor(1.0, at);
-                    (cosine.store(T::from_f64(c), at), sine.store(T::from_f64(s), at))
+                    let c = c * amplitude * cosine.factor(1.0, at);
+                    let s = s * amplitude * sine.factor(1.0, at);
+                    // One draw for each pair: equal values round alike, whatever the position.
+                    (cosine.store(T::from_f64(c), i), sine.store(T::from_f64(s), i))
                 })
                 .collect();
             for head in 0..op.heads {
