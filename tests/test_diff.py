@@ -262,3 +262,14 @@ def test_other_prompts_and_other_models_are_refused(firstdiff, traced, tiny_fold
     assert result.code == ERROR and "has shape" in result.stderr, str(result)
     result = firstdiff("check", traced(), "--model", tiny_folder("llama"), "--beside", tmp_path / "nothing")
     assert result.code == ERROR and "nothing" in result.stderr, str(result)
+
+
+def test_check_says_that_a_trace_may_hold_other_weights(firstdiff, tiny_folder, tmp_path):
+    other = make(BY_NAME["llama"], tmp_path / "revision", seed=77)
+    trace = record(load(other), tmp_path / "trace", prompt_ids(12), 1)
+    about = json.loads((trace / "trace.json").read_text())
+    about["model"].pop("fingerprint", None)
+    (trace / "trace.json").write_text(json.dumps(about))
+    result = firstdiff.check(trace, tiny_folder("llama"))
+    assert result.findings[0]["tap"] == "embed", str(result)
+    assert any("other weights" in note for note in result.json["notes"]), str(result)

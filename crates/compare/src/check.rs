@@ -255,6 +255,17 @@ fn notes(
             "{tap} was recorded with its axes in another order; compared in docs/TRACE.md's order"
         ));
     }
+    if let Some(first) = findings.first()
+        && first.tap == "embed"
+        && first.structure.is_empty()
+        && first.place.contains("all tokens")
+    {
+        notes.push(
+            "the engine's embeddings are not this file's, in no simple way: it may hold other weights, such as \
+             another revision. Then nothing here is a bug of the engine until both use the same file"
+                .into(),
+        );
+    }
     if coverage.taps == 0 {
         notes.push("no recorded value could be compared; record `logits` next, then `layers.*.out`".into());
     }
