@@ -193,6 +193,11 @@ fn same_model(trace: &Trace, model: &Model) -> Result<(), Error> {
             });
         }
     }
+    declared_model(trace, model)
+}
+
+/// Refuses a trace that names another model.
+pub(crate) fn declared_model(trace: &Trace, model: &Model) -> Result<(), Error> {
     let Some(spec) = &trace.manifest.model else { return Ok(()) };
     let differ = |key, trace_says: &str, model_is: String| Error::OtherModel {
         file: trace.path().join("trace.json"),
