@@ -22,6 +22,8 @@ pub struct Sizes {
     pub max_abs: f64,
     /// Cosine between engine and reference.
     pub cosine: f64,
+    /// Elements that are not finite where the exact value is; the other figures leave them out.
+    pub non_finite: usize,
 }
 
 /// What rounding explains.
@@ -160,7 +162,7 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
         taps: vec![op.tap.clone()],
         steps: vec![j.step],
         place: place(m, &trace.steps[j.step].positions),
-        error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine },
+        error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine, non_finite: m.non_finite },
         noise: Floor { rel_l2: m.noise_rel_l2 },
         ratio: m.ratio.min(MAX_RATIO),
         structure: j.structure.clone(),

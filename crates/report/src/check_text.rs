@@ -83,12 +83,20 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
     }
     line(out, "  where", &f.place)?;
     let e = &f.error;
+    let rest = if e.non_finite > 0 { "elsewhere " } else { "" };
     line(
         out,
         "  error",
-        &format!("{} of the value (largest {}, cosine {:.6})", short(e.rel_l2), short(e.max_abs), e.cosine),
+        &format!(
+            "{rest}{} of the value (largest {}, cosine {:.6})",
+            short(e.rel_l2),
+            short(e.max_abs),
+            e.cosine
+        ),
     )?;
-    let explained = if f.ratio >= MAX_RATIO && f.noise.rel_l2 == 0.0 {
+    let explained = if e.non_finite > 0 {
+        "none: the exact values are finite".to_string()
+    } else if f.ratio >= MAX_RATIO && f.noise.rel_l2 == 0.0 {
         "none: this operation does not round".to_string()
     } else {
         format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
