@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use firstdiff_model::Model;
 use firstdiff_reference::{Arithmetic, Executor, KeyValues, StepInput, Weights};
+use firstdiff_tensor::{DType, Float};
 use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
 
@@ -145,6 +146,7 @@ pub(crate) fn check_judged(
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
     let notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
+    let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
     Ok((Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes }, judged))
 }
 
@@ -237,6 +239,28 @@ fn coverage(trace: &Trace, model: &Model, alignment: &Alignment, judged: &[Judge
         missing,
         unknown: alignment.unknown.clone(),
     }
+}
+
+/// Said where a value that is wrong was stored in a shorter format than the engine is said to hold: the
+/// recording rounded it.
+fn shortened(trace: &Trace, findings: &[Finding], arithmetic: &Arithmetic) -> Option<String> {
+    let first = findings.first()?;
+    let stored = match trace.steps.get(first.step)?.taps().get(&first.tap)?.dtype {
+        DType::F16 => Float::F16,
+        DType::BF16 => Float::BF16,
+        DType::F32 => Float::F32,
+        _ => return None,
+    };
+    let held = if first.tap.ends_with("_cache") { arithmetic.kv_cache } else { arithmetic.store };
+    (stored.unit_roundoff() > held.unit_roundoff()).then(|| {
+        format!(
+            "{} was recorded in {}, which is shorter than the {} of the arithmetic: what the recording rounded \
+             counts as an error. Record values as the engine holds them, or correct the arithmetic",
+            first.tap,
+            stored.name(),
+            held.name()
+        )
+    })
 }
 
 fn notes(
