@@ -131,6 +131,9 @@ def test_an_8_bit_cache_is_arithmetic_when_declared(kv_cache, dtype, attention, 
     ({"split_sums": 0}, "split_sums"),
     ({"split_sums": "four"}, "split_sums"),
     ({"residual": "f31"}, "residual"),
+    ({"residual": 16}, "residual"),
+    ({"residual": "fp8-e4m3"}, "residual"),
+    ({"accumulate": "fp8-e5m2"}, "accumulate"),
 ])
 def test_a_spelling_that_is_not_understood_is_an_error(arithmetic, complaint, firstdiff, tiny_folder, tmp_path):
     trace = record(load(tiny_folder("llama")), tmp_path / "trace", IDS, 1, taps=["logits"])

@@ -20,7 +20,9 @@ pub struct ArithmeticUse {
 }
 
 const FLOATS: &str = "f64, f32, bf16, f16";
-const ALL_FLOATS: &str = "f64, f32, bf16, f16; for kv_cache also fp8-e4m3, fp8-e5m2";
+const CACHE_FLOATS: &str = "f64, f32, bf16, f16, fp8-e4m3, fp8-e5m2";
+/// Formats of caches that no activation is stored in.
+const CACHES: [Float; 2] = [Float::E4M3, Float::E5M2];
 const INPUTS: &str = "as-stored, ggml-q8, tf32, bf16, f16, fp8-e4m3 and fp8-e5m2 (one scale a token), \
                       fp8-e4m3-128 (one scale for 128 channels)";
 
@@ -67,12 +69,14 @@ fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Option<Arithm
     };
     let float = |key, value: &Option<String>| match value {
         None => Ok(None),
-        Some(name) => Float::from_name(name).map(Some).ok_or_else(|| wrong(key, name, ALL_FLOATS)),
+        Some(name) => {
+            let (more, known): (&[Float], _) =
+                if key == "kv_cache" { (&CACHES, CACHE_FLOATS) } else { (&[], FLOATS) };
+            let allowed = |f: &Float| Arithmetic::ACTIVATIONS.contains(f) || more.contains(f);
+            Float::from_name(name).filter(allowed).map(Some).ok_or_else(|| wrong(key, name, known))
+        }
     };
     let Some(store) = float("activations", &spec.activations)? else { return Ok(None) };
-    if !Arithmetic::ACTIVATIONS.contains(&store) {
-        return Err(wrong("activations", spec.activations.as_deref().unwrap_or_default(), FLOATS));
-    }
     let mut arithmetic = Arithmetic::uniform(store);
     arithmetic.weights = match spec.weights.as_deref() {
         Some("gguf" | "file") => Float::F32,
@@ -84,8 +88,9 @@ fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Option<Arithm
     if let Some(kv_cache) = float("kv_cache", &spec.kv_cache)? {
         arithmetic.kv_cache = kv_cache;
     }
-    let key = |key: &str| spec.other.get(key).and_then(serde_json::Value::as_str).map(String::from);
-    if let Some(residual) = float("residual", &key("residual"))? {
+    let residual = spec.other.get("residual").filter(|v| !v.is_null());
+    let residual = residual.map(|v| v.as_str().map_or_else(|| v.to_string(), String::from));
+    if let Some(residual) = float("residual", &residual)? {
         arithmetic.residual = residual;
         if residual != store {
             arithmetic.name += &format!("+residual-{}", residual.name());
