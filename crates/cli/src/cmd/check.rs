@@ -58,9 +58,13 @@ pub fn run(c: &Check) -> Result<Exit> {
 
 /// Checks both traces and says which is the worse one. The exit code is that of the first trace.
 fn three_way(c: &Check, trace: &Trace, other: &Trace, model: &Model) -> Result<Exit> {
-    let options = CheckOptions { arithmetic: c.arithmetic.clone(), memory: 0, lanes: LANES, progress: None };
+    let progress = Progress::new("checking both");
+    let report = |done, total| progress.report(done, total);
+    let options =
+        CheckOptions { arithmetic: c.arithmetic.clone(), memory: 0, lanes: LANES, progress: Some(&report) };
     let (check, beside) =
         beside(trace, other, model, &options).map_err(|e| anyhow!("{e} (model: {})", c.model.display()))?;
+    drop(progress);
     match c.format {
         OutputFormat::Text => out::text(&firstdiff_report::beside_text(&check, &beside))?,
         OutputFormat::Json => out::json(&firstdiff_report::json::check_beside(&check, &beside))?,
