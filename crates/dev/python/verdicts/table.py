@@ -65,7 +65,8 @@ def too_few(what, count, least):
 def told(outcome):
     said = [outcome.verdict]
     for first in outcome.findings[:1]:
-        said.append(f"step {first['step']} {first['tap']} ratio {first['ratio']:.3g} scale {first['scale']}; {first['where']}")
+        said.append(f"step {first['step']} {first['tap']} ratio {first['ratio']:.3g} scale {first['scale']}")
+        said.append(first["where"])
     if outcome.closest:
         said.append(f"closest {outcome.closest[0]} {outcome.closest[1]:.2f}")
     if outcome.expected:
@@ -106,8 +107,9 @@ def which(kind, pairs):
     """Sizes, or what is told of each fault where there is only one of it."""
     if kind == "as written":
         return f"{len({case.fault.size for case, _ in pairs})} bugs of tests/bugs.py"
-    told = [f"{case.group} {case.fault.size}".removeprefix(kind).removeprefix(":").removesuffix(" -") for case, _ in pairs]
-    return ", ".join(dict.fromkeys(one.strip() for one in told if one.strip() not in ("", "-", "all of it")))
+    told = [f"{case.group} {case.fault.size}".removeprefix(kind).removeprefix(":") for case, _ in pairs]
+    told = [one.removesuffix(" -").strip() for one in told]
+    return ", ".join(dict.fromkeys(one for one in told if one not in ("", "-", "all of it")))
 
 
 def rates(pairs):

@@ -30,20 +30,18 @@ def one_plus(make):
 class Ladder:
     """One kind of fault, its sizes in each format, and how a size is written."""
 
-    def __init__(self, name, make, taps=TAPS, sizes=None, words="{:g}", model=MODEL, formats=FORMATS, layer=1, run="plain",
-                 prompt=24):
+    def __init__(self, name, make, taps=TAPS, sizes=None, words="{:g}", model=MODEL, formats=FORMATS):
         self.name, self.make, self.taps, self.sizes = name, make, taps, sizes
-        self.words, self.model, self.formats, self.layer, self.run, self.prompt = words, model, formats, layer, run, prompt
+        self.words, self.model, self.formats = words, model, formats
 
     def cases(self):
         for format in self.formats:
             for number in self.sizes or ladder(LOW[format], -1):
                 for n, tap in enumerate(PRODUCTS.get(self.taps, self.taps) if format == "q8" else self.taps):
                     kind = Kind(self.name, (), self.taps, self.make)
-                    fault = kind.fault((self.words.format(number), number), tap, {self.layer})
+                    fault = kind.fault((self.words.format(number), number), tap, {1})
                     variant = "8-bit blocks" if format == "q8" else "eager"
-                    yield Case(self.model[format], format, variant, "eager", self.run, "all", 50 + n, fault,
-                               prompt=self.prompt, steps=1, group=self.name)
+                    yield Case(self.model[format], format, variant, seed=50 + n, fault=fault, steps=1, group=self.name)
 
 
 LADDERS = [
@@ -55,12 +53,13 @@ LADDERS = [
     Ladder("offset of every token, share of the value's size", size.shifted, words="{:.0e}"),
     Ladder("rope exponent, relative error", rotation.theta_off, ("q_rope", "k_rope"), words="{:.0e}", formats=FLOATS),
     Ladder("rope positions, tokens late", rotation.late, ("q_rope", "k_rope"), words="{:.0e}", formats=FLOATS),
-    Ladder("a sink's share: logit", attention.with_sink, ("attn_probs",), (-14.0, -12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0)),
+    Ladder("a sink's share: logit", attention.with_sink, ("attn_probs",),
+           (-14.0, -12.0, -10.0, -8.0, -6.0, -4.0, -2.0, 0.0)),
     Ladder("eps for 1e-6", norms.other_eps, ("attn_norm", "mlp_norm"),
            (1.1e-6, 1.5e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3, 1e-2), words="{:.1e}", formats=FLOATS),
     Ladder("tokens of 24 with the sign flipped", parts.flipped, sizes=(1, 2, 4, 12)),
-    Ladder("heads of 32 with another's values", parts.other_head, ("q_proj", "q_rope", "attn_heads", "v_cache"), (1, 2, 4, 16),
-           model=HEADS_32),
+    Ladder("heads of 32 with another's values", parts.other_head, ("q_proj", "q_rope", "attn_heads", "v_cache"),
+           (1, 2, 4, 16), model=HEADS_32),
     Ladder("channels of 64 (8-bit: 128) set to 0", parts.zeroed_channels, sizes=(1, 2, 4, 8)),
     Ladder("channels of 64 (8-bit: 128) with the neighbour's values", parts.neighbour_channels, sizes=(1, 2, 4, 8)),
     Ladder("one element, factor", parts.one_element, sizes=(1.1, 1.5, 3.0, 10.0, 100.0, 1e3, 1e4)),

@@ -126,6 +126,7 @@ KINDS = [
     Kind("channels, the neighbour's values", sized(1, 4, words="{}"), FLAT, neighbour_channels),
     Kind("one channel louder", sized(1.02, 1.1, 2.0, words="x{}"),
          ("attn_norm", "v_proj", "attn_out", "mlp_act"), louder_channel),
-    Kind("one element", sized(2.0, 256.0, words="x{}"), ("q_proj", "attn_heads", "mlp_act", "out", "logits"), one_element),
+    Kind("one element", sized(2.0, 256.0, words="x{}"), ("q_proj", "attn_heads", "mlp_act", "out", "logits"),
+         one_element),
     Kind("not finite", sized(float("nan"), float("inf"), words="{}"), ("k_proj", "mlp_act", "logits"), not_finite),
 ]
