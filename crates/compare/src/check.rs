@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use firstdiff_model::Model;
+use firstdiff_model::{Model, OpKind};
 use firstdiff_reference::{Arithmetic, Executor, KeyValues, StepInput, Weights};
 use firstdiff_tensor::{DType, Float};
 use firstdiff_trace::{Trace, tap};
@@ -103,6 +103,24 @@ pub(crate) fn check_judged(
     let suspicions = inspect(model, None)?.suspicions();
     let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
+    let mut doubt = None;
+    if used.declared && products_are_wrong(&judged, model) {
+        for dearer in arithmetic::dearer(&arithmetic, quantised) {
+            let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
+            if arithmetic::is_adopted(&judged, &again) {
+                doubt = Some(format!(
+                    "{} leaves {} of {} values unexplained, {} would leave {}: is what is declared what the \
+                     engine does?",
+                    used.profile,
+                    wrong(&judged),
+                    judged.len(),
+                    dearer.name,
+                    wrong(&again)
+                ));
+                break;
+            }
+        }
+    }
     if !used.declared && wrong(&judged) > 0 {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
             let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
@@ -145,7 +163,8 @@ pub(crate) fn check_judged(
         .iter()
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
-    let notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
+    let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
+    notes.extend(doubt);
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
     Ok((Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes }, judged))
 }
@@ -179,6 +198,14 @@ fn replay(
 
 fn wrong(judged: &[Judged]) -> usize {
     judged.iter().filter(|j| Measured::is_wrong(&j.measured)).count()
+}
+
+/// Whether at least half of the matrix products are: more likely another arithmetic than so many bugs.
+fn products_are_wrong(judged: &[Judged], model: &Model) -> bool {
+    let product = |j: &&Judged| matches!(model.program.ops[j.op].kind, OpKind::Linear(_));
+    let all = judged.iter().filter(product).count();
+    let wrong = judged.iter().filter(product).filter(|j| j.measured.is_wrong()).count();
+    wrong > 0 && 2 * wrong >= all
 }
 
 /// Refuses a trace that names another model, or has tokens this one does not.

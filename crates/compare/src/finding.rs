@@ -190,10 +190,10 @@ fn sources(j: &Judged, program: &Program, alignment: &Alignment) -> (Vec<String>
 
 /// Which tokens, keys, heads and channels are wrong, in words.
 fn place(m: &Measured, positions: &[i64]) -> String {
-    if m.non_finite > 0 {
-        return format!("{} of {} elements are not finite", m.non_finite, m.elements);
-    }
     let mut words = Vec::new();
+    if m.non_finite > 0 {
+        words.push(format!("{} of {} elements are not finite", m.non_finite, m.elements));
+    }
     let mut any = false;
     // Heads first, then tokens; keys and channels only where they narrow it down.
     let order = |axis: Axis| match axis {

@@ -127,7 +127,8 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
     Ok(())
 }
 
-fn next(check: &Check) -> Option<String> {
+/// What to do next.
+pub(crate) fn next(check: &Check) -> Option<String> {
     match check.verdict {
         Verdict::Unmeasured => None,
         Verdict::Agrees => None,
