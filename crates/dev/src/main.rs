@@ -3,6 +3,7 @@
 mod bench;
 mod bench_verdicts;
 mod demo;
+mod docs;
 mod models;
 mod python;
 mod test;
@@ -23,6 +24,8 @@ enum Command {
     Test(test::Test),
     /// Measure speed and memory side by side with transformers
     Bench(bench::Bench),
+    /// Write the generated pages of docs/ again
+    Docs,
     /// Make the demo's bundled files again, from a real transformers run
     Demo,
 }
@@ -31,6 +34,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Test(c) => test::run(&c),
         Command::Bench(c) => bench::run(&c),
+        Command::Docs => docs::run(),
         Command::Demo => demo::run(),
     }
 }

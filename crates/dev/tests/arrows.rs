@@ -10,9 +10,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("model", &["checkpoint", "tensor"]),
     ("reference", &["model", "trace", "checkpoint", "tensor"]),
     ("compare", &["reference", "model", "trace", "checkpoint", "tensor"]),
-    ("report", &["compare"]),
-    ("firstdiff", &["report", "compare", "reference", "model", "trace", "checkpoint", "tensor"]),
-    ("dev", &["report", "compare", "reference", "model", "trace", "checkpoint", "tensor"]),
+    ("diagnose", &["compare", "reference", "model", "trace", "tensor"]),
+    ("report", &["diagnose", "compare"]),
+    ("firstdiff", &["report", "diagnose", "compare", "reference", "model", "trace", "checkpoint", "tensor"]),
+    ("dev", &["report", "diagnose", "compare", "reference", "model", "trace", "checkpoint", "tensor"]),
 ];
 
 #[test]
