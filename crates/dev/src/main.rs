@@ -1,6 +1,7 @@
 //! `cargo dev`: what developing firstdiff takes. Not published.
 
 mod bench;
+mod bench_causes;
 mod bench_verdicts;
 mod demo;
 mod docs;

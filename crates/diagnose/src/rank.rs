@@ -131,7 +131,7 @@ fn explain(
         .copied()
         .find(|&(op, step)| step == finding.step && trial.evidence.model.program.ops[op].tap == finding.tap);
     let Some((op, step)) = first else { return Ok(None) };
-    let Some(scene) = Scene::new(trial, op, step)? else { return Ok(None) };
+    let Some(scene) = Scene::new(trial, finding, op, step)? else { return Ok(None) };
     let here = Places::from([(op, step)]);
     let unedited = trial.residual(&Edit::new(""), &here, f64::INFINITY)?;
     let mut tried = Vec::new();

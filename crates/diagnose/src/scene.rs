@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use firstdiff_compare::Evidence;
+use firstdiff_compare::{Evidence, Finding};
 use firstdiff_model::{Model, Op, OpKind, Program};
 use firstdiff_reference::{Recorded as _, Site, StepInput, Weights};
 use firstdiff_tensor::Tensor;
@@ -23,6 +23,10 @@ pub struct Scene<'a> {
     pub step: usize,
     /// The operations executed in this step, in order; the wrong one is among them.
     pub ops: Vec<usize>,
+    /// The wrong taps of the finding, without their layers: `q_proj`, `k_proj`.
+    pub taps: Vec<String>,
+    /// The layers in which they are wrong; empty for taps outside layers.
+    pub layers: Vec<usize>,
     /// The engine's value.
     pub engine: Tensor<f64>,
     evidence: &'a Evidence<'a>,
@@ -31,7 +35,12 @@ pub struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    pub(crate) fn new(trial: &'a Trial<'a>, op: usize, step: usize) -> Result<Option<Scene<'a>>, Error> {
+    pub(crate) fn new(
+        trial: &'a Trial<'a>,
+        finding: &Finding,
+        op: usize,
+        step: usize,
+    ) -> Result<Option<Scene<'a>>, Error> {
         let evidence = trial.evidence;
         let Some(engine) = evidence.value(op, step)? else { return Ok(None) };
         let places = BTreeSet::from([(op, step)]);
@@ -43,6 +52,8 @@ impl<'a> Scene<'a> {
             op,
             step,
             ops: exact.keys().copied().collect(),
+            taps: finding.taps.iter().map(|t| firstdiff_trace::tap::split(t).1.to_string()).collect(),
+            layers: finding.layers.clone(),
             engine,
             evidence,
             weights: &trial.weights,

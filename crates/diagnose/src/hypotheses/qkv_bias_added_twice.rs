@@ -9,7 +9,7 @@
 //!
 //! ## Seen in
 //!
-//! - DESIGN of row-parallel layers: no public case read
+//! - no public case read; row-parallel layers invite it
 //!
 //! ## Fix
 //!

@@ -45,7 +45,8 @@ pub(super) fn with_bias_times(scene: &Scene, factor: f32, what: &str) -> Vec<Edi
     }
     sets.into_iter()
         .map(|set| {
-            let names = if present.len() > 1 { set.join(", ") } else { present.join(", ") };
+            let wrong: Vec<&str> = set.iter().copied().filter(|n| scene.taps.iter().any(|t| t == n)).collect();
+            let names = if wrong.is_empty() { set.join(", ") } else { wrong.join(", ") };
             let biases: Vec<String> = scene
                 .program()
                 .ops
