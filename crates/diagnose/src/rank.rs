@@ -24,6 +24,10 @@ pub struct Options {
 const MARGIN: f64 = 10.0;
 /// A residual counts as at least this: one correct rounding leaves about half a floor, and less is luck.
 const ROUNDING: f64 = 0.5;
+/// A rival leaves less than this part of the error that the model itself leaves.
+const RIVAL: f64 = 0.9;
+/// A cause must explain at least this many times what it leaves.
+const LEAST: f64 = 2.0;
 /// Other hypotheses listed in a result.
 const LISTED: usize = 5;
 
@@ -162,7 +166,9 @@ fn explain(
     let mut rejected: Vec<Rejected> = best.into_values().collect();
     rejected.sort_by(|a, b| a.residual.total_cmp(&b.residual));
     rejected.truncate(LISTED);
-    let next = rejected.first().map_or(f64::INFINITY, |r| r.residual);
+    // What leaves as much as the model itself explains nothing, and is no rival.
+    let rival = |r: &&Rejected| r.residual < RIVAL * unedited;
+    let next = rejected.iter().find(rival).map_or(f64::INFINITY, |r| r.residual);
     let mut holding = holding.into_iter();
     let Some(named) = holding.next() else {
         return Ok(Some((None, Explanation { cause: None, rejected })));
@@ -173,7 +179,8 @@ fn explain(
             equal.push(t);
         }
     }
-    if next < MARGIN * named.residual.max(ROUNDING) {
+    let left = named.residual.max(ROUNDING);
+    if next < MARGIN * left || unedited < LEAST * left {
         rejected.insert(0, named.listed());
         rejected.truncate(LISTED);
         return Ok(Some((None, Explanation { cause: None, rejected })));

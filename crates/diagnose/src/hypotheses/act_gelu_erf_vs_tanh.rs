@@ -21,7 +21,7 @@
 use firstdiff_model::OpKind;
 use firstdiff_model::ops::Activation;
 
-use super::act_wrong_fn::{gelu, with};
+use super::act_wrong_fn::with;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
@@ -29,5 +29,5 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if scene.find(tanh).is_none() {
         return vec![];
     }
-    vec![with("gelu by erf where the model has the tanh formula".into(), gelu)]
+    vec![with("gelu by erf where the model has the tanh formula".into(), Activation::GeluErf)]
 }

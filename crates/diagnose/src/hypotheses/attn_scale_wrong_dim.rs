@@ -32,7 +32,6 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         let mut scales = Vec::new();
         if let (Some(hidden), Some(heads)) = (hidden, heads) {
             scales.push(named(hidden, "the hidden size"));
-            scales.push(named(hidden / heads, "the hidden size over the heads"));
             scales.push(named(heads, "the number of heads"));
         }
         if let Some(factor) = fitted {

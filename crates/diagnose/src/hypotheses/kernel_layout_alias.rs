@@ -1,12 +1,10 @@
-//! # A matrix or tensor read in its transposed layout
+//! # A tensor written in one order of axes and read in another
 //!
-//! The bytes are right and their order is misread: a weight stored `[out, in]` is read as `[in, out]`, or
-//! an activation `[T, H, D]` as `[H, T, D]`.
+//! One kernel writes `[H, T, D]`, the next one reads `[T, H, D]`: heads and tokens are exchanged.
 //!
 //! ## How it shows
 //!
-//! The operation's output has nothing to do with the right one, yet its size is about right. Square
-//! matrices hide it from every shape check.
+//! The values are all there, in other places; with one token nothing is wrong.
 //!
 //! ## Seen in
 //!
@@ -14,8 +12,7 @@
 //!
 //! ## Fix
 //!
-//! Say whether a matrix is transposed where it is handed over (GEMM libraries are column-major), and test
-//! with matrices that are not square.
+//! Give the order of axes with every buffer, and test with as many heads as no token count has.
 
 use firstdiff_model::OpKind;
 use firstdiff_tensor::Tensor;
@@ -27,35 +24,23 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let mut edits = Vec::new();
     for &index in &scene.ops {
         let op = &scene.program().ops[index];
-        let tap = short(op).to_string();
-        match &op.kind {
-            OpKind::Linear(_) => {
-                let weights: Vec<String> = scene.program().ops.iter().filter(|o| short(o) == tap).filter_map(weight).collect();
-                edits.push(Edit::new(format!("the weight of {tap} is read transposed")).weight(move |w| {
-                    let &[rows, cols] = w.shape else { return None };
-                    weights.iter().any(|n| n == w.name).then_some(())?;
-                    let values = w.values()?;
-                    // Element (r, c) of the right matrix lies where the transposed one has it.
-                    Some((0..rows * cols).map(|i| values[i % cols * rows + i / cols]).collect())
-                }));
-            }
-            OpKind::AttnHeads(_) => {
-                let name = tap.clone();
-                edits.push(Edit::new(format!("{tap} is written [H, T, D] and read [T, H, D]")).output(move |at, _, value| {
-                    (at.tap() == name).then_some(())?;
-                    let turned = value.permute(&[1, 0, 2]);
-                    Tensor::new(value.shape().to_vec(), turned.into_data()).ok()
-                }));
-            }
-            _ => {}
+        if !matches!(op.kind, OpKind::AttnHeads(_) | OpKind::Rope(_) | OpKind::AttnScores(_) | OpKind::AttnProbs(_)) {
+            continue;
         }
+        let name = short(op).to_string();
+        let detail = format!("the first two axes of {name} are exchanged between writing and reading");
+        edits.push(Edit::new(detail.clone()).output({
+            let name = name.clone();
+            move |at, _, value| {
+                (at.tap() == name).then_some(())?;
+                Tensor::new(value.shape().to_vec(), value.permute(&[1, 0, 2]).into_data()).ok()
+            }
+        }));
+        edits.push(Edit::new(detail).output(move |at, _, value| {
+            (at.tap() == name).then_some(())?;
+            let &[a, b, c] = value.shape() else { return None };
+            Some(Tensor::new([b, a, c], value.data().to_vec()).ok()?.permute(&[1, 0, 2]))
+        }));
     }
     edits
-}
-
-fn weight(op: &firstdiff_model::Op) -> Option<String> {
-    match &op.kind {
-        OpKind::Linear(linear) => Some(linear.weight.clone()),
-        _ => None,
-    }
 }

@@ -22,6 +22,11 @@ use firstdiff_tensor::Tensor;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
+    moved(scene)
+}
+
+/// A cache whose rows lie elsewhere, or were never written.
+pub(super) fn moved(scene: &Scene) -> Vec<Edit> {
     let Some(op) = scene.alone().filter(|op| matches!(op.kind, OpKind::Cache(_))) else { return vec![] };
     let (Some(exact), _) = (scene.exact(scene.op), op) else { return vec![] };
     let rows = scene.engine.rows();
@@ -39,7 +44,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         } else if here.iter().all(|x| *x == 0.0) {
             from.push(None);
             moved.push(row);
-        } else if let Some(other) = (0..rows).find(|&o| near(o)) {
+        } else if let Some(other) = nearest(here, exact) {
             from.push(Some(other));
             moved.push(row);
         } else {
@@ -54,10 +59,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         Some(other) => format!("slot {} holds the row of slot {other}; {} slots are wrong", moved[0], moved.len()),
         None => format!("slot {} was never written; {} slots are wrong", moved[0], moved.len()),
     };
-    let index = scene.op;
-    let width = exact.row_len();
-    // The map is that of this step; other steps and layers are matched in their own rows.
-    let _ = (index, width);
+    // Other steps and layers are matched in rows of their own.
     vec![Edit::new(detail).fitted(moved.len()).output(|at, _, value| {
         matches!(at.op().kind, OpKind::Cache(_)).then_some(())?;
         let recorded = at.recorded(at.site.index, at.site.step)?;
@@ -73,17 +75,21 @@ fn matched(recorded: &Tensor<f64>, exact: &Tensor<f64>) -> Option<Tensor<f64>> {
     for row in 0..recorded.rows() {
         let here = recorded.row(row);
         let target = &mut out.data_mut()[(first + row) * width..][..width];
-        if close(here, exact.row(first + row)) {
-            continue;
-        }
         if here.iter().all(|x| *x == 0.0) {
             target.fill(0.0);
         } else {
-            let other = (0..exact.rows()).find(|&o| close(here, exact.row(o)))?;
+            let other = nearest(here, exact)?;
             target.copy_from_slice(exact.row(other));
         }
     }
     Some(out)
+}
+
+/// The exact row that a row is a copy of, up to rounding.
+fn nearest(row: &[f64], exact: &Tensor<f64>) -> Option<usize> {
+    let error = |o: &usize| row.iter().zip(exact.row(*o)).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+    let best = (0..exact.rows()).min_by(|a, b| error(a).total_cmp(&error(b)))?;
+    close(row, exact.row(best)).then_some(best)
 }
 
 /// Whether two rows are the same up to what storing them makes of it.

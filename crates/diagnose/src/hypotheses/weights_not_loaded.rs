@@ -24,6 +24,9 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let mut edits = Vec::new();
     for &index in &scene.ops {
         let op = &scene.program().ops[index];
+        if op.tap == "logits" {
+            continue; // a class of its own
+        }
         let (what, value): (_, f32) = match &op.kind {
             OpKind::Linear(_) => ("zeros", 0.0),
             OpKind::RmsNorm(_) => ("ones", 1.0),
