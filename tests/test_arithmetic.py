@@ -131,8 +131,28 @@ def test_an_8_bit_cache_is_arithmetic_when_declared(kv_cache, dtype, attention, 
     ({"split_sums": 0}, "split_sums"),
     ({"split_sums": "four"}, "split_sums"),
     ({"residual": "f31"}, "residual"),
+    ({"residual": 16}, "residual"),
+    ({"residual": "fp8-e4m3"}, "residual"),
+    ({"accumulate": "fp8-e5m2"}, "accumulate"),
 ])
 def test_a_spelling_that_is_not_understood_is_an_error(arithmetic, complaint, firstdiff, tiny_folder, tmp_path):
     trace = record(load(tiny_folder("llama")), tmp_path / "trace", IDS, 1, taps=["logits"])
     result = firstdiff.check(declare(trace, **arithmetic), tiny_folder("llama"))
     assert result.code == 2 and complaint in result.stderr, str(result)
+
+
+def test_a_wrong_declaration_is_doubted(firstdiff, tiny_folder, tmp_path):
+    with WAYS["tf32"][0]:
+        trace = record(load(tiny_folder("llama")), tmp_path / "trace", IDS, STEPS)
+    result = firstdiff.check(trace, tiny_folder("llama"))
+    assert result.code == DIVERGES and result.json["arithmetic"] == {**result.json["arithmetic"], "profile": "f32", "declared": True}
+    assert any("tf32 would leave 0" in note for note in result.json["notes"]), str(result)
+
+
+def test_a_bug_beside_an_arithmetic_that_is_not_declared_is_found(firstdiff, tiny_folder, tmp_path):
+    model = load(tiny_folder("llama"))
+    with WAYS["tf32"][0], louder(model, 1.05):
+        trace = record(model, tmp_path / "trace", IDS, STEPS)
+    result = firstdiff.check(declare(trace), tiny_folder("llama"))
+    assert result.json["arithmetic"]["profile"] == "tf32", str(result)
+    assert result.findings[0]["tap"] == "layers.0.up_proj" and result.findings[0]["layers"] == [0, 1, 2, 3], str(result)

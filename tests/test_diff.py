@@ -247,6 +247,22 @@ def test_what_is_not_finite_is_found_and_printed(firstdiff, traced, again):
     assert firstdiff("diff", traced(), again).code == DIVERGES
 
 
+def test_logits_alone_are_given_the_depth_of_a_model(firstdiff, traced, tiny_folder, tmp_path):
+    ids = prompt_ids(12)
+    for name, chunk in (("whole", 12), ("chunks", 5)):
+        firstdiff.trace(tiny_folder("llama"), tmp_path / name, ids, "--taps", "logits", "--chunk", chunk)
+    report = diff(firstdiff, tmp_path / "whole", tmp_path / "chunks").json
+    deep = diff(firstdiff, traced(), tmp_path / "chunks").json
+    assert report["rows"][0]["explained"] > deep["rows"][0]["explained"] > 0
+
+
+def test_steps_of_one_side_only_are_said(firstdiff, traced, again):
+    (again / f"step-{STEPS:06}.safetensors").unlink()
+    assert diff(firstdiff, traced(), again).json["steps"] == [STEPS + 1, STEPS]
+    text = firstdiff("diff", traced(), again).stdout
+    assert any(line.startswith("steps ") for line in text.splitlines()), text
+
+
 def test_traces_without_a_common_value_are_unmeasured(firstdiff, tiny_folder, tmp_path):
     for taps in ("logits", "embed"):
         firstdiff.trace(tiny_folder("llama"), tmp_path / taps, prompt_ids(5), "--steps", 0, "--taps", taps)

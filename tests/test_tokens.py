@@ -210,6 +210,15 @@ def test_a_stop_id_that_was_ignored_is_named_with_its_declaration(firstdiff, gre
     assert checked.json["tokens"]["stops"][0]["id"] == tokens[6]
 
 
+@pytest.mark.parametrize("spec", [{"family": "qwen3"}, {"fingerprint": "0123456789abcdef"}], ids=["family", "weights"])
+def test_a_trace_of_another_model_is_not_judged_by_this_one(spec, firstdiff, greedy, tmp_path):
+    folder, trace, _ = greedy
+    other = declare(trace, tmp_path / "other", model=spec)
+    result = compare(firstdiff, trace, other, "--model", folder)
+    assert result.code == ERROR and next(iter(spec.values())) in result.stderr, str(result)
+    assert compare(firstdiff, trace, other).code == AGREES, "without a model there is nothing to judge by"
+
+
 def test_a_stop_id_at_the_end_was_heeded(firstdiff, greedy, tmp_path):
     folder, _, tokens = greedy
     last = next(i for i, t in enumerate(tokens) if tokens.index(t) == i and i >= 2)

@@ -4,6 +4,7 @@ mod args;
 mod cmd;
 mod exit;
 mod load;
+mod out;
 mod progress;
 
 use clap::Parser as _;
@@ -23,7 +24,7 @@ fn main() -> std::process::ExitCode {
         args::Command::Completions(c) => cmd::completions::run(&c),
     };
     exit.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", out::printable(&format!("{error:#}")));
         Exit::Error
     })
     .into()

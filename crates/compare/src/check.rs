@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use firstdiff_model::Model;
+use firstdiff_model::{Model, OpKind};
 use firstdiff_reference::{Arithmetic, Executor, KeyValues, StepInput, Weights};
+use firstdiff_tensor::{DType, Float};
 use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
 
@@ -124,6 +125,24 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let suspicions = inspect(model, None)?.suspicions();
     let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
+    let mut doubt = None;
+    if used.declared && products_are_wrong(&judged, model) {
+        for dearer in arithmetic::dearer(&arithmetic, quantised) {
+            let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
+            if arithmetic::is_adopted(&judged, &again) {
+                doubt = Some(format!(
+                    "{} leaves {} of {} values unexplained, {} would leave {}: is what is declared what the \
+                     engine does?",
+                    used.profile,
+                    wrong(&judged),
+                    judged.len(),
+                    dearer.name,
+                    wrong(&again)
+                ));
+                break;
+            }
+        }
+    }
     if !used.declared && wrong(&judged) > 0 {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
             let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
@@ -166,7 +185,9 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         .iter()
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
-    let notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
+    let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
+    notes.extend(doubt);
+    let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
     let check = Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes };
     Ok((check, judged, alignment, steps, arithmetic))
 }
@@ -202,6 +223,14 @@ fn wrong(judged: &[Judged]) -> usize {
     judged.iter().filter(|j| Measured::is_wrong(&j.measured)).count()
 }
 
+/// Whether at least half of the matrix products are: more likely another arithmetic than so many bugs.
+fn products_are_wrong(judged: &[Judged], model: &Model) -> bool {
+    let product = |j: &&Judged| matches!(model.program.ops[j.op].kind, OpKind::Linear(_));
+    let all = judged.iter().filter(product).count();
+    let wrong = judged.iter().filter(product).filter(|j| j.measured.is_wrong()).count();
+    wrong > 0 && 2 * wrong >= all
+}
+
 /// Refuses a trace that names another model, or has tokens this one does not.
 fn same_model(trace: &Trace, model: &Model) -> Result<(), Error> {
     let vocab = model.program.vocab;
@@ -216,6 +245,11 @@ fn same_model(trace: &Trace, model: &Model) -> Result<(), Error> {
             });
         }
     }
+    declared_model(trace, model)
+}
+
+/// Refuses a trace that names another model.
+pub(crate) fn declared_model(trace: &Trace, model: &Model) -> Result<(), Error> {
     let Some(spec) = &trace.manifest.model else { return Ok(()) };
     let differ = |key, trace_says: &str, model_is: String| Error::OtherModel {
         file: trace.path().join("trace.json"),
@@ -255,6 +289,28 @@ fn coverage(trace: &Trace, model: &Model, alignment: &Alignment, judged: &[Judge
         missing,
         unknown: alignment.unknown.clone(),
     }
+}
+
+/// Said where a value that is wrong was stored in a shorter format than the engine is said to hold: the
+/// recording rounded it.
+fn shortened(trace: &Trace, findings: &[Finding], arithmetic: &Arithmetic) -> Option<String> {
+    let first = findings.first()?;
+    let stored = match trace.steps.get(first.step)?.taps().get(&first.tap)?.dtype {
+        DType::F16 => Float::F16,
+        DType::BF16 => Float::BF16,
+        DType::F32 => Float::F32,
+        _ => return None,
+    };
+    let held = if first.tap.ends_with("_cache") { arithmetic.kv_cache } else { arithmetic.store };
+    (stored.unit_roundoff() > held.unit_roundoff()).then(|| {
+        format!(
+            "{} was recorded in {}, which is shorter than the {} of the arithmetic: what the recording rounded \
+             counts as an error. Record values as the engine holds them, or correct the arithmetic",
+            first.tap,
+            stored.name(),
+            held.name()
+        )
+    })
 }
 
 fn notes(

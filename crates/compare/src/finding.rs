@@ -22,6 +22,8 @@ pub struct Sizes {
     pub max_abs: f64,
     /// Cosine between engine and reference.
     pub cosine: f64,
+    /// Elements that are not finite where the exact value is; the other figures leave them out.
+    pub non_finite: usize,
 }
 
 /// What rounding explains.
@@ -205,7 +207,7 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
         taps: vec![op.tap.clone()],
         steps: vec![j.step],
         place: place(m, &trace.steps[j.step].positions),
-        error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine },
+        error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine, non_finite: m.non_finite },
         noise: Floor { rel_l2: m.noise_rel_l2 },
         ratio: m.ratio.min(MAX_RATIO),
         structure: j.structure.clone(),
@@ -233,10 +235,10 @@ fn sources(j: &Judged, program: &Program, alignment: &Alignment) -> (Vec<String>
 
 /// Which tokens, keys, heads and channels are wrong, in words.
 fn place(m: &Measured, positions: &[i64]) -> String {
-    if m.non_finite > 0 {
-        return format!("{} of {} elements are not finite", m.non_finite, m.elements);
-    }
     let mut words = Vec::new();
+    if m.non_finite > 0 {
+        words.push(format!("{} of {} elements are not finite", m.non_finite, m.elements));
+    }
     let mut any = false;
     // Heads first, then tokens; keys and channels only where they narrow it down.
     let order = |axis: Axis| match axis {

@@ -188,7 +188,7 @@ fn check_costs(c: &Bench, model: &Model, path: &Path) -> Result<()> {
     for round in 0..=c.rounds {
         let forward = prefill(model, &weights)?;
         let start = Instant::now();
-        let options = CheckOptions { arithmetic: None, memory: 0, lanes: 8, progress: None };
+        let options = CheckOptions { arithmetic: None, memory: 0, lanes: 9, progress: None };
         let verdict = check(&trace, model, &options)?.verdict;
         let time = milliseconds(start);
         if round > 0 {

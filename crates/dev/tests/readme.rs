@@ -122,7 +122,7 @@ fn the_output_shown_first_is_what_the_demo_prints() {
     let demo = root().join("crates/cli/demo");
     let trace = Trace::open(&demo.join("trace")).unwrap();
     let model = Model::new(Checkpoint::open(&demo.join("model")).unwrap()).unwrap();
-    let options = CheckOptions { arithmetic: None, memory: 0, lanes: 8, progress: None };
+    let options = CheckOptions { arithmetic: None, memory: 0, lanes: 9, progress: None };
     let result = firstdiff_report::check_text(&check(&trace, &model, &options).unwrap());
     let expected: String = result.lines().take(10).map(|l| format!("{l}\n")).collect();
     let readme = read("README.md");

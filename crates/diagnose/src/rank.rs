@@ -155,7 +155,7 @@ fn explain(
         t.residual = t.residual.max(trial.residual(&t.edit, places, INSIDE)?);
         if t.residual <= INSIDE { holding.push(t) } else { outside.push(t) }
     }
-    holding.sort_by(|a, b| (a.edit.parameters, a.order).cmp(&(b.edit.parameters, b.order)));
+    holding.sort_by_key(|t| (t.edit.parameters, t.order));
     let mut best: BTreeMap<&str, Rejected> = BTreeMap::new();
     for t in &outside {
         let known = best.get(t.id()).is_some_and(|r| r.residual <= t.residual);

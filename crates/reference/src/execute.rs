@@ -44,6 +44,9 @@ impl StepInput {
     }
 }
 
+/// Exact values of an operation, and what rounding may do to each: one of both for each step.
+type Values<T> = (Vec<Tensor<T>>, Vec<noise::Spread<T>>);
+
 /// What rounding in the engine's arithmetic may do to one value.
 #[derive(Clone, Debug)]
 pub struct Noise<T> {
@@ -289,14 +292,14 @@ impl Executor<'_> {
         Ok(outputs)
     }
 
-    /// The exact values of an operation, and what rounding may do to them.
+    /// The exact values of an operation, and what rounding may do to them, step by step.
     fn values<T: Real>(
         &self,
         index: usize,
         op: &Op,
         inputs: &[Inputs<T>],
         recorded: &[bool],
-    ) -> Result<(Vec<Tensor<T>>, Vec<noise::Spread<T>>), Error> {
+    ) -> Result<Values<T>, Error> {
         let plain = exact::compute(op, inputs, self.weights)?;
         let edited: Vec<Option<Tensor<T>>> =
             inputs.iter().zip(&plain).map(|(i, y)| i.edited(None, y)).collect();

@@ -72,6 +72,12 @@ fn three_way(b: &Beside) -> String {
     };
     let at = |side: &Side| side.first.as_ref().map_or(String::new(), |tap| format!(" (first at {tap})"));
     match (b.worse, b.this.verdict, other.verdict) {
+        (Worse::Other, Verdict::Unmeasured, _) => {
+            format!("the other side is wrong{}; of this one too little was recorded", at(other))
+        }
+        (Worse::This, _, Verdict::Unmeasured) => {
+            format!("this side is wrong{}; of the other one too little was recorded", at(&b.this))
+        }
         (Worse::Other, Verdict::Diverges, _) => {
             format!("the other side is worse{}, but this side is wrong too{}", at(other), at(&b.this))
         }

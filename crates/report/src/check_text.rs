@@ -20,6 +20,13 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
         Verdict::Agrees => writeln!(out, "agrees: rounding explains every value compared")?,
         Verdict::Unmeasured => writeln!(out, "unmeasured: nothing could be compared")?,
         Verdict::Diverges => match check.findings.first() {
+            Some(f) if f.operations.len() > 1 => writeln!(
+                out,
+                "diverges: the first wrong value is {}; one of {} operations from {} on is wrong",
+                f.tap,
+                f.operations.len(),
+                f.segment[0]
+            )?,
             Some(f) => writeln!(out, "diverges: the first wrong operation is {} at {}", f.op, f.tap)?,
             None => writeln!(out, "diverges: another token was chosen than the values call for")?,
         },
@@ -83,12 +90,20 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
     }
     line(out, "  where", &f.place)?;
     let e = &f.error;
+    let rest = if e.non_finite > 0 { "elsewhere " } else { "" };
     line(
         out,
         "  error",
-        &format!("{} of the value (largest {}, cosine {:.6})", short(e.rel_l2), short(e.max_abs), e.cosine),
+        &format!(
+            "{rest}{} of the value (largest {}, cosine {:.6})",
+            short(e.rel_l2),
+            short(e.max_abs),
+            e.cosine
+        ),
     )?;
-    let explained = if f.ratio >= MAX_RATIO && f.noise.rel_l2 == 0.0 {
+    let explained = if e.non_finite > 0 {
+        "none: the exact values are finite".to_string()
+    } else if f.ratio >= MAX_RATIO && f.noise.rel_l2 == 0.0 {
         "none: this operation does not round".to_string()
     } else {
         format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
@@ -159,7 +174,8 @@ fn cause(out: &mut String, f: &Finding) -> std::fmt::Result {
     Ok(())
 }
 
-fn next(check: &Check) -> Option<String> {
+/// What to do next.
+pub(crate) fn next(check: &Check) -> Option<String> {
     match check.verdict {
         Verdict::Unmeasured => None,
         Verdict::Agrees => None,
@@ -173,6 +189,8 @@ fn next(check: &Check) -> Option<String> {
             }
             Some(if f.operations.len() > 1 {
                 let inner: Vec<&String> = f.operations.iter().filter(|o| **o != f.tap).collect();
+                let passed: Vec<&String> = inner.iter().filter(|o| !is_branch(o)).copied().collect();
+                let inner = if passed.is_empty() { inner } else { passed };
                 let middle = inner.get(inner.len() / 2)?;
                 format!("record {middle}: it lies inside the segment and halves it")
             } else {
@@ -180,6 +198,24 @@ fn next(check: &Check) -> Option<String> {
             })
         }
     }
+}
+
+/// Whether other values bypass this one on their way: when it is right, what comes before it need not be.
+fn is_branch(tap: &str) -> bool {
+    const BRANCHES: [&str; 11] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "q_norm",
+        "k_norm",
+        "q_rope",
+        "k_rope",
+        "k_cache",
+        "v_cache",
+        "gate_proj",
+        "up_proj",
+    ];
+    BRANCHES.contains(&tap.rsplit('.').next().unwrap_or(tap))
 }
 
 /// `0..3, 7`.

@@ -165,6 +165,15 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
             &format!("the traces chose different tokens after step {step}; later steps are not compared"),
         )?;
     }
+    if let [a, b] = diff.steps
+        && a != b
+        && !diff.by_rows
+        && diff.first_other_token.is_none()
+    {
+        let text =
+            format!("{} and {}: the first {} of both are compared", count(a), count(b), count(a.min(b)));
+        say(out, "steps", &text)?;
+    }
     if !diff.only_in_one.is_empty() {
         say(out, "in one only", &diff.only_in_one.join(" "))?;
     }

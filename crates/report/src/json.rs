@@ -19,7 +19,11 @@ fn tagged<T: Serialize>(format: &'static str, result: &T) -> Value {
 
 /// The result of a check: `firstdiff.check/1`.
 pub fn check(result: &Check) -> Value {
-    tagged("firstdiff.check/1", result)
+    let mut value = tagged("firstdiff.check/1", result);
+    if let Some(value) = value.as_object_mut() {
+        value.insert("next".into(), crate::check_text::next(result).into());
+    }
+    value
 }
 
 /// A check with a second trace beside it: `firstdiff.check/1`, with the keys `beside` and, before them, what the

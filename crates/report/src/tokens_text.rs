@@ -43,10 +43,10 @@ fn against_reference(t: &Tokens) -> String {
     if let Some([theirs, ours]) = t.chosen {
         let found = t.mismatches.iter().find(|m| m.step == step && m.chosen == [theirs, ours]);
         let [a, b] = spelled([theirs, ours], found.and_then(|m| m.text.as_ref()));
-        text += &format!(" (engine {a}, reference {b}");
-        text += &t
-            .margin
-            .map_or(", which is outside the model's vocabulary".into(), |m| format!(", margin {}", short(m)));
+        let margin = t.margin.map(|m| format!(", margin {}", short(m)));
+        let outside = if margin.is_some() { "" } else { ", outside the model's vocabulary" };
+        text += &format!(" (engine {a}{outside}, reference {b}");
+        text += &margin.unwrap_or_default();
         text += &t.noise.map_or(")".into(), |n| format!(", noise {})", short(n)));
     }
     let more = t.mismatches.len().saturating_sub(1);

@@ -112,7 +112,8 @@ impl Step {
             let following = next.entry(*sequence).or_insert(0);
             let position = positions.as_ref().map_or(*following, |p| p[row]);
             if !(0..i64::from(u32::MAX)).contains(&position) {
-                return Err(step.wrong("positions", &format!("holds {position}; positions are 0 or more")));
+                return Err(step
+                    .wrong("positions", &format!("holds {position}; positions lie between 0 and 2^32 - 2")));
             }
             *following = position + 1;
             step.positions.push(position);

@@ -11,6 +11,7 @@ use firstdiff_trace::Trace;
 use crate::args::{OutputFormat, Resources};
 use crate::exit::Exit;
 use crate::load;
+use crate::out;
 use crate::progress::Progress;
 
 /// Executions from which the noise of inner values is taken: one to nearest, eight at random. More would
@@ -31,7 +32,7 @@ pub struct Check {
     /// The model it was recorded from: a GGUF file, or a folder with config.json and safetensors
     #[arg(long)]
     model: PathBuf,
-    /// The engine's arithmetic, where the trace does not declare it
+    /// The engine's arithmetic, instead of what the trace declares or its values show
     #[arg(long, value_name = "PROFILE", value_parser = parse_arithmetic)]
     arithmetic: Option<Arithmetic>,
     /// A second trace of the same tokens: each is held against the model, and the worse one is named
@@ -61,12 +62,16 @@ pub fn run(c: &Check) -> Result<Exit> {
 
 /// Checks both traces and says which is the worse one. The exit code is that of the first trace.
 fn three_way(c: &Check, trace: &Trace, other: &Trace, model: &Model) -> Result<Exit> {
-    let options = CheckOptions { arithmetic: c.arithmetic.clone(), memory: 0, lanes: LANES, progress: None };
+    let progress = Progress::new("checking both");
+    let report = |done, total| progress.report(done, total);
+    let options =
+        CheckOptions { arithmetic: c.arithmetic.clone(), memory: 0, lanes: LANES, progress: Some(&report) };
     let (check, beside) =
         beside(trace, other, model, &options).map_err(|e| anyhow!("{e} (model: {})", c.model.display()))?;
+    drop(progress);
     match c.format {
-        OutputFormat::Text => print!("{}", firstdiff_report::beside_text(&check, &beside)),
-        OutputFormat::Json => println!("{:#}", firstdiff_report::json::check_beside(&check, &beside)),
+        OutputFormat::Text => out::text(&firstdiff_report::beside_text(&check, &beside))?,
+        OutputFormat::Json => out::json(&firstdiff_report::json::check_beside(&check, &beside))?,
     }
     Ok(exit(check.verdict))
 }
@@ -90,8 +95,8 @@ pub fn verdict(
     let options = firstdiff_diagnose::Options { memory: DIAGNOSIS_MEMORY, lanes: LANES };
     diagnose(&mut result, &evidence, options).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     match format {
-        OutputFormat::Text => print!("{}", firstdiff_report::check_text(&result)),
-        OutputFormat::Json => println!("{:#}", firstdiff_report::json::check(&result)),
+        OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
+        OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,
     }
     Ok(exit(result.verdict))
 }

@@ -3,6 +3,7 @@ use clap::{Args as ClapArgs, CommandFactory as _};
 
 use crate::args::Args;
 use crate::exit::Exit;
+use crate::out;
 
 /// Print a completion script for a shell.
 #[derive(Debug, ClapArgs)]
@@ -12,6 +13,8 @@ pub struct Completions {
 }
 
 pub fn run(c: &Completions) -> Result<Exit> {
-    clap_complete::generate(c.shell, &mut Args::command(), "firstdiff", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(c.shell, &mut Args::command(), "firstdiff", &mut script);
+    out::raw(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Agrees)
 }

@@ -8,6 +8,7 @@ use crate::args::OutputFormat;
 use crate::cmd::check;
 use crate::exit::Exit;
 use crate::load;
+use crate::out;
 
 /// Check a broken engine's trace of a tiny bundled model: no download, no GPU.
 ///
@@ -37,12 +38,14 @@ pub fn run(_c: &Demo) -> Result<Exit> {
     eprintln!("$ firstdiff check {} --model {}", trace.display(), model.display());
     let exit =
         check::verdict(&Trace::open(&trace)?, &load::model(&model)?, None, OutputFormat::Text, &model)?;
-    println!();
-    println!("The engine rotated queries and keys with base 10,000; the model's config.json says 1,000,000.");
-    println!("Try next:");
-    println!("  firstdiff inspect {}", model.display());
-    println!("  firstdiff trace {} my-trace --tokens 5,6,7 --steps 4", model.display());
-    println!("  firstdiff check my-trace --model {}", model.display());
+    let model = model.display();
+    out::text(&format!(
+        "\nThe engine rotated queries and keys with base 10,000; the model's config.json says 1,000,000.\n\
+         Try next:\n  \
+         firstdiff inspect {model}\n  \
+         firstdiff trace {model} my-trace --tokens 5,6,7 --steps 4\n  \
+         firstdiff check my-trace --model {model}\n"
+    ))?;
     // The demo did what it was asked: a wrong engine was found out.
     Ok(if exit == Exit::Diverges { Exit::Agrees } else { Exit::Error })
 }

@@ -7,6 +7,7 @@ use firstdiff_trace::Trace;
 
 use crate::args::{OutputFormat, Resources};
 use crate::exit::Exit;
+use crate::out;
 
 /// Compare two traces of the same tokens, without a model.
 ///
@@ -31,8 +32,8 @@ pub fn run(c: &Diff) -> Result<Exit> {
     Resources { memory: None, threads: c.threads }.start_threads()?;
     let result = diff(&Trace::open(&c.a)?, &Trace::open(&c.b)?)?;
     match c.format {
-        OutputFormat::Text => print!("{}", firstdiff_report::diff_text(&result)),
-        OutputFormat::Json => println!("{:#}", firstdiff_report::json::diff(&result)),
+        OutputFormat::Text => out::text(&firstdiff_report::diff_text(&result))?,
+        OutputFormat::Json => out::json(&firstdiff_report::json::diff(&result))?,
     }
     Ok(match result.verdict {
         DiffVerdict::Identical | DiffVerdict::Agrees | DiffVerdict::OtherArithmetic => Exit::Agrees,

@@ -7,6 +7,7 @@ use firstdiff_compare::inspect;
 use crate::args::{OutputFormat, Resources};
 use crate::exit::Exit;
 use crate::load;
+use crate::out;
 use crate::progress::Progress;
 
 /// Look a model over before anything runs.
@@ -32,8 +33,8 @@ pub fn run(c: &Inspect) -> Result<Exit> {
     let result = inspect(&model, Some(&|done, total| progress.report(done, total)))?;
     drop(progress);
     match c.format {
-        OutputFormat::Text => print!("{}", firstdiff_report::inspect_text(&result)),
-        OutputFormat::Json => println!("{:#}", firstdiff_report::json::inspect(&result)),
+        OutputFormat::Text => out::text(&firstdiff_report::inspect_text(&result))?,
+        OutputFormat::Json => out::json(&firstdiff_report::json::inspect(&result))?,
     }
     Ok(if result.sound { Exit::Agrees } else { Exit::Diverges })
 }

@@ -1,4 +1,3 @@
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -12,6 +11,7 @@ use serde_json::json;
 use crate::args::{OutputFormat, Precision, Resources, parse_tokens};
 use crate::exit::Exit;
 use crate::load;
+use crate::out;
 
 /// Generate text with the reference.
 ///
@@ -112,7 +112,7 @@ fn generate<T: Real>(c: &Run, model: &Model, prompt: &[i64], tokenizer: Option<&
             "stop": if stop.is_some() { "stop-id" } else { "length" }, "stop_id": stop, "margins": margins,
             "temperature": c.temperature,
         });
-        println!("{result:#}");
+        out::json(&result)?;
     } else if stop.is_none() {
         eprintln!("stopped after {} tokens; -n takes a larger number", c.max_tokens);
     }
@@ -147,8 +147,7 @@ impl Shown<'_> {
         if let Some(new) = text.strip_prefix(self.printed.as_str())
             && !new.is_empty()
         {
-            print!("{new}");
-            std::io::stdout().flush()?;
+            out::raw(new)?;
             self.printed = text.to_string();
         }
         Ok(())
@@ -158,7 +157,7 @@ impl Shown<'_> {
         let text = self.decode(tokens)?;
         if self.live {
             self.show(&text)?;
-            println!();
+            out::raw("\n")?;
         }
         Ok(text)
     }

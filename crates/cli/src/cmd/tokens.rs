@@ -9,6 +9,7 @@ use crate::args::{OutputFormat, Resources};
 use crate::cmd::check::{LANES, parse_arithmetic};
 use crate::exit::Exit;
 use crate::load;
+use crate::out;
 
 /// Compare the tokens two engines chose: where they part, and whether rounding decides it.
 ///
@@ -28,7 +29,7 @@ pub struct Tokens {
     /// The model: judges the fork, shows text, and says which ids stop
     #[arg(long)]
     model: Option<PathBuf>,
-    /// The arithmetic of both sides, where a trace does not declare it
+    /// The arithmetic of both sides, instead of what traces declare or their values show
     #[arg(long, value_name = "PROFILE", value_parser = parse_arithmetic)]
     arithmetic: Option<Arithmetic>,
     /// How to print the result
@@ -48,8 +49,8 @@ pub fn run(c: &Tokens) -> Result<Exit> {
         None => anyhow!("{e}"),
     })?;
     match c.format {
-        OutputFormat::Text => print!("{}", firstdiff_report::tokens_text(&result)),
-        OutputFormat::Json => println!("{:#}", firstdiff_report::json::tokens(&result)),
+        OutputFormat::Text => out::text(&firstdiff_report::tokens_text(&result))?,
+        OutputFormat::Json => out::json(&firstdiff_report::json::tokens(&result))?,
     }
     Ok(match result.verdict {
         Verdict::Agrees => Exit::Agrees,

@@ -55,6 +55,13 @@ pub fn run(c: &Trace) -> Result<Exit> {
     if prompt.is_empty() {
         bail!("the prompt has no tokens; give at least one");
     }
+    for glob in c.taps.iter().filter(|g| *g != "all") {
+        if !model.program.ops.iter().any(|op| tap::matches(glob, &op.tap)) {
+            bail!(
+                "--taps '{glob}' fits no value of this model; docs/TRACE.md lists the names, as in layers.*.out"
+            );
+        }
+    }
     match c.dtype {
         Precision::F32 => record::<f32>(c, &model, &prompt, Float::F32),
         Precision::F64 => record::<f64>(c, &model, &prompt, Float::F64),

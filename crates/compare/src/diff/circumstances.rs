@@ -187,6 +187,9 @@ pub(crate) struct Expected {
 /// Measured on healthy pairs: never above 2 (docs/VERDICTS.md), so 4 leaves room and still sees what matters.
 const MARGIN: f64 = 4.0;
 
+/// However deep the model and coarse the formats: what is as far away as its own size, such as zeros, is not explained.
+const MOST: f64 = 0.99;
+
 impl Expected {
     /// For a model of as many layers.
     pub fn new(held: &[Held; 2], layers: usize) -> Expected {
@@ -195,6 +198,6 @@ impl Expected {
 
     /// At one tap, relative to its value.
     pub fn at(&self, name: &str) -> f64 {
-        MARGIN * self.roundoff * (roundings(name, self.layers) as f64).sqrt()
+        (MARGIN * self.roundoff * (roundings(name, self.layers) as f64).sqrt()).min(MOST)
     }
 }

@@ -58,6 +58,8 @@ pub struct Diff {
     pub jump: Option<DiffRow>,
     /// How the two were recorded.
     pub circumstances: Circumstances,
+    /// Forward calls of each.
+    pub steps: [usize; 2],
     /// Every common value, in order.
     pub rows: Vec<DiffRow>,
     /// Taps that one of the traces lacks.
@@ -84,7 +86,7 @@ pub fn diff(a: &Trace, b: &Trace) -> Result<Diff, Error> {
         compare(a, b, run, &pairing, &mut values, &mut not_compared)?;
         missing(&a.steps[run.steps[0]], &b.steps[run.steps[1]], &mut only);
     }
-    let layers = values.keys().filter_map(|(_, _, name)| tap::split(name).0).max().map_or(0, |l| l + 1);
+    let layers = layers(a, b);
     let circumstances = Circumstances::new(a, b, &embedded(&values), layers)?;
     let expected = Expected::new(&circumstances.held, layers);
     let rows = row::rows(a, b, &values, &expected);
@@ -116,12 +118,23 @@ pub fn diff(a: &Trace, b: &Trace) -> Result<Diff, Error> {
         first,
         jump,
         circumstances,
+        steps: [a.steps.len(), b.steps.len()],
         rows,
         only_in_one: only,
         not_compared,
         by_rows: pairing.by_rows,
         first_other_token: fork,
     })
+}
+
+/// Layers of a model whose traces name none. What rounding leaves was never seen above half of what is allowed,
+/// and it grows with the root of the depth: this allows for four times as many layers.
+const UNKNOWN_DEPTH: usize = 32;
+
+/// How many layers the model has, as far as either trace tells, whatever was recorded in both.
+fn layers(a: &Trace, b: &Trace) -> usize {
+    let names = a.steps.iter().chain(&b.steps).flat_map(|s| s.taps().keys());
+    names.filter_map(|name| tap::split(name).0).max().map_or(UNKNOWN_DEPTH, |last| last.saturating_add(1))
 }
 
 /// The sums of each step and tap, in order of execution, and where its elements lie.

@@ -51,9 +51,9 @@ pub(crate) fn roundings(name: &str, layers: usize) -> usize {
     let (layer, rest) = tap::split(name);
     let place = LAYER.iter().position(|t| *t == rest).unwrap_or(LAYER.len());
     match layer {
-        Some(layer) => 2 + layer * LAYER.len() + place,
+        Some(layer) => layer.saturating_mul(LAYER.len()).saturating_add(2 + place),
         None if rest == "embed" => 1,
-        None => 3 + layers * LAYER.len(),
+        None => layers.saturating_mul(LAYER.len()).saturating_add(3),
     }
 }
 

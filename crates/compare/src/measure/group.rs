@@ -113,9 +113,9 @@ impl Group {
         self.offset.merge(&other.offset);
     }
 
-    /// Error in units of the noise floor.
+    /// Error in units of the noise floor; the largest there is where something is not finite.
     pub fn ratio(&self) -> f64 {
-        ratio(self.error, self.variance)
+        if self.non_finite > 0 { MAX_RATIO } else { ratio(self.error, self.variance) }
     }
 
     /// The least-squares common factor, minus one.

@@ -143,6 +143,7 @@ impl<'a> Value<'a> {
                 for (g, i) in groups.iter_mut().zip(first + columns.start..) {
                     let (x, y, v) = (self.recorded[i], self.exact[i], self.noise.variance[i]);
                     if !x.is_finite() {
+                        g.non_finite += usize::from(y.is_finite());
                         continue;
                     }
                     let e = x - y;

@@ -12,6 +12,7 @@ use super::reference::top10;
 use super::side::{Side, roundoff};
 use super::stops::{Stop, StopSet};
 use super::{Loop, TokenKind};
+use crate::check::declared_model;
 use crate::{Error, Verdict};
 
 /// How to compare.
@@ -66,13 +67,20 @@ const SIDES: [&str; 2] = ["a", "b"];
 /// Compares two streams of tokens; with `model`, a fork is judged by the reference.
 ///
 /// # Errors
-/// When a trace cannot be read or the model cannot be executed.
+/// When a trace cannot be read or is of another model, or the model cannot be executed.
 pub fn tokens(
     a: &Source,
     b: &Source,
     model: Option<&Model>,
     options: &TokensOptions,
 ) -> Result<TokensReport, Error> {
+    if let Some(model) = model {
+        for source in [a, b] {
+            if let Source::Trace(trace) = source {
+                declared_model(trace, model)?;
+            }
+        }
+    }
     let given = options.arithmetic.as_ref();
     let mut sides = [Side::new(SIDES[0], a, model, given)?, Side::new(SIDES[1], b, model, given)?];
     let (first, second) = sides.split_at_mut(1);

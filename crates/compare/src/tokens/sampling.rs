@@ -48,6 +48,20 @@ const UNKNOWN: &[(&str, f64)] = &[
     ("penalty_alpha", 0.0),
 ];
 
+/// Settings that are computed with. One that is no number is not guessed at.
+const NUMBERS: &[&str] = &[
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "repeat_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "penalty_last_n",
+    "repeat_last_n",
+];
+
 /// llama.cpp's window for penalties where none is set.
 const LLAMA_CPP_LAST_N: usize = 64;
 
@@ -64,7 +78,9 @@ impl Sampling {
         let top_k = number("top_k").filter(|k| *k >= 1.0).map(|k| k as usize);
         // Where nothing says whether tokens are drawn, a temperature above 0 does.
         let draws = flag.unwrap_or(temperature.is_some_and(|t| t > 0.0));
+        let unread = |key: &&&str| map.get(**key).is_some_and(|v| !v.is_null() && number(key).is_none());
         let unknown = UNKNOWN.iter().find(|(key, neutral)| number(key).is_some_and(|x| x != *neutral));
+        let unknown = unknown.map(|(key, _)| key).or_else(|| NUMBERS.iter().find(unread));
         Sampling {
             draws: draws && temperature != Some(0.0) && top_k != Some(1),
             temperature: temperature.filter(|t| *t > 0.0).unwrap_or(1.0),
@@ -76,7 +92,7 @@ impl Sampling {
             presence: number("presence_penalty").unwrap_or(0.0),
             last_n: either("penalty_last_n", "repeat_last_n").map(|n| n as i64),
             declared: given.is_some(),
-            unknown: unknown.map(|(key, _)| (*key).to_string()),
+            unknown: unknown.map(|key| (*key).to_string()),
         }
     }
 

@@ -56,7 +56,8 @@ def norms(model):
 
 def normed(norm, x, dtype):
     wide = x.float()
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon) * norm.weight.float()).to(dtype)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return (wide * norm.weight.float()).to(dtype)
 
 
 def norm_weight_first(model):

@@ -17,14 +17,17 @@ pub(super) fn gather(t: &Tensor<f64>, width: usize, from: impl Fn(usize) -> usiz
     out
 }
 
+/// What a set of operations is called in a detail, and which taps are of it.
+pub(super) type Set = (&'static str, fn(&str) -> bool);
+
 /// The rotations in a segment, as sets that a bug may cover: both, queries alone, keys alone.
-pub(super) fn ropes(scene: &Scene) -> Vec<(&'static str, fn(&str) -> bool)> {
+pub(super) fn ropes(scene: &Scene) -> Vec<Set> {
     if scene.find(|k| matches!(k, OpKind::Rope(_))).is_none() {
         return vec![];
     }
     // Where only one of the two is in the segment, both edits are the same one.
     let (q, k) = (scene.find_tap("q_rope").is_some(), scene.find_tap("k_rope").is_some());
-    let mut sets: Vec<(&'static str, fn(&str) -> bool)> = vec![("", |_| true)];
+    let mut sets: Vec<Set> = vec![("", |_| true)];
     if q && k {
         sets.push((" (queries alone)", |tap| tap.starts_with("q_")));
         sets.push((" (keys alone)", |tap| tap.starts_with("k_")));

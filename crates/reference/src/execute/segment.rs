@@ -12,6 +12,9 @@ use super::{Executor, Flight, Inputs, Noise, StepInput, noise};
 use crate::error::Error;
 use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 
+/// What a cache holds in each step, and what rounding may do to it.
+type Rows<T> = Vec<(Tensor<T>, noise::Spread<T>)>;
+
 /// Where an edit is asked what it does.
 #[derive(Clone, Copy, Debug)]
 pub struct Site<'a> {
@@ -203,7 +206,7 @@ impl Executor<'_> {
         recorded: &dyn Recorded<T>,
         state: &mut KeyValues<T>,
         wanted: &[bool],
-    ) -> Result<Vec<(Tensor<T>, noise::Spread<T>)>, Error> {
+    ) -> Result<Rows<T>, Error> {
         let mut outputs = Vec::with_capacity(at.len());
         for ((&step, input), &wanted) in at.iter().zip(inputs).zip(wanted) {
             state.truncate(index, input.keys.kept, cache.heads * cache.dim);

@@ -49,12 +49,13 @@ def in_short_products():
         tap = [tap for tap in kind.taps if tap in PRODUCTS][(n + size_) % len(set(kind.taps) & set(PRODUCTS))]
         if format in kind.formats:
             fault = kind.fault(kind.sizes[size_ % len(kind.sizes)], tap, None if tap in ENDS else LAYERS[n % len(LAYERS)])
-            found.append(Case(MODELS[n % 5], format, variant, "eager", "plain", RECORDED[size_], n, fault, group=kind.name))
+            found.append(Case(MODELS[n % 5], format, variant, taps=RECORDED[size_], seed=n, fault=fault, group=kind.name))
     return found
 
 
 def one(kind, size_, format, taps, n):
-    tap = kind.taps[(n * 7 + n // len(kind.taps)) % len(kind.taps)] if len(kind.taps) % 7 else kind.taps[n % len(kind.taps)]
+    many = len(kind.taps)
+    tap = kind.taps[(n * 7 + n // many) % many if many % 7 else n % many]
     models = [m for m in (kind.models or (*MODELS, *BLOCKS)) if fits(kind, m, format, tap)]
     if not models:
         return []

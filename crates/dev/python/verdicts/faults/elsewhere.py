@@ -84,7 +84,8 @@ def log_probabilities(_):
 
 
 KINDS = [
-    Kind("embedding: token ids misaligned", sized(1, words="by {}"), ("embed",), misaligned, calls=lambda call: call == 0),
+    Kind("embedding: token ids misaligned", sized(1, words="by {}"), ("embed",), misaligned,
+         calls=lambda call: call == 0),
     Kind("embedding: ids off by one", NOTHING, ("embed",), next_row),
     Kind("embedding: times root of the width", NOTHING, ("embed",), width_root),
     Kind("residual: not added", NOTHING, ("attn_resid", "out"), not_added),
