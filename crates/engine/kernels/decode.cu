@@ -40,17 +40,19 @@ struct Ring {
     u32 slots, full;
     int at;
     u32 parity;
-    Cursor cursor;
+    Feed feed;
 };
 
 __device__ __forceinline__ void refill(Ring& r, const Step& p, const Place& at, const Layer* layers, int warp,
                                        int lane) {
     // All lanes have read the slot.
     __syncwarp();
-    u64 from;
-    u32 bytes;
-    if (next(r.cursor, p, at, layers, warp, from, bytes) && lane == 0)
-        slot_fill(r.slots + r.at * SLOT, r.full + r.at * 8, from, bytes);
+    if (lane == 0) {
+        u64 from;
+        u32 bytes;
+        if (feed_next(r.feed, p, at, layers, warp, from, bytes))
+            slot_fill(r.slots + r.at * SLOT, r.full + r.at * 8, from, bytes);
+    }
     if (++r.at == SLOTS) {
         r.at = 0;
         r.parity ^= 1;
@@ -64,6 +66,7 @@ __device__ __forceinline__ u16* tap16_of_model(const Step& p, int tap) {
     return p.taps ? (u16*)p.taps[LAYERS * LAYER_TAPS + tap] : 0;
 }
 
+// Every caller waits for the block once more before the next sum.
 __device__ __forceinline__ float block_sum(float x, float* reduce) {
     x = warp_sum(x);
     if ((threadIdx.x & 31) == 0) reduce[threadIdx.x >> 5] = x;
@@ -71,7 +74,6 @@ __device__ __forceinline__ float block_sum(float x, float* reduce) {
     float total = 0;
 #pragma unroll
     for (int i = 0; i < WARPS; i++) total += reduce[i];
-    __syncthreads();
     return total;
 }
 
@@ -149,30 +151,59 @@ __device__ __forceinline__ float dot8(const float w[8], uint4 x, float sum) {
     return fmaf(w[7], high(x.w), sum);
 }
 
+// The one format of all matrices, if there is but one: known when compiled.
+#define ONE_FORMAT ((FORMATS & (FORMATS - 1)) == 0)
+__device__ constexpr u32 the_format() {
+    u32 f = 0;
+    while (!((FORMATS >> f) & 1)) f++;
+    return f;
+}
+
 // This warp's tasks of a phase: each a segment of a row times the same segment of the input.
 template <int WIDTH>
 __device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& ring, const Place& at, int phase,
                                          int kind, int warp, int lane) {
-    constexpr int segs = SEGS(WIDTH);
+    constexpr int segs = SEGS(WIDTH), rounds = SEG / 256;
+    // Where a warp always meets the same segment, its input stays in registers.
+    constexpr bool keeps = WARPS % segs == 0 && HEAD_DIM <= 128;
+    float kept[keeps ? rounds * 8 : 1];
+    if (keeps) {
+#pragma unroll
+        for (int it = 0; it < rounds; it++) {
+            const int e = warp % segs * SEG + it * 256 + lane * 8;
+            const uint4 x = e < WIDTH ? *(const uint4*)(s.x + e) : make_uint4(0, 0, 0, 0);
+            kept[it * 8 + 0] = low(x.x); kept[it * 8 + 1] = high(x.x);
+            kept[it * 8 + 2] = low(x.y); kept[it * 8 + 3] = high(x.y);
+            kept[it * 8 + 4] = low(x.z); kept[it * 8 + 5] = high(x.z);
+            kept[it * 8 + 6] = low(x.w); kept[it * 8 + 7] = high(x.w);
+        }
+    }
     const int lo = first_row(kind, blockIdx.x);
     const int n = (first_row(kind, blockIdx.x + 1) - lo) * segs;
     for (int i = warp; i < n; i += WARPS) {
         const int seg = i % segs;
-        int row = lo + i / segs;
-        const u32 format = matrix_of(p, s.layers, phase, kind, row).format;
+        u32 format = the_format();
+        if (!ONE_FORMAT) {
+            int row = lo + i / segs;
+            format = matrix_of(p, s.layers, phase, kind, row).format;
+        }
         const u8* slot = s.ring + (warp * SLOTS + ring.at) * SLOT;
-        const int length = min(SEG, WIDTH - seg * SEG);
+        const int length = segs == 1 ? WIDTH : min(SEG, WIDTH - seg * SEG);
         slot_wait(ring.full + ring.at * 8, ring.parity);
         float sum0 = 0, sum1 = 0;
 #pragma unroll
-        for (int it = 0; it < SEG / 256; it++) {
+        for (int it = 0; it < rounds; it++) {
             const int e = it * 256 + lane * 8;
             if (e < length) {
                 float w[8];
                 load8(format, slot, e, w);
-                const uint4 x = *(const uint4*)(s.x + seg * SEG + e);
-                if (it & 1) sum1 = dot8(w, x, sum1);
-                else sum0 = dot8(w, x, sum0);
+                float& sum = it & 1 ? sum1 : sum0;
+                if (keeps) {
+#pragma unroll
+                    for (int j = 0; j < 8; j++) sum = fmaf(w[j], kept[it * 8 + j], sum);
+                } else {
+                    sum = dot8(w, *(const uint4*)(s.x + seg * SEG + e), sum);
+                }
             }
         }
         refill(ring, p, at, s.layers, warp, lane);
@@ -617,7 +648,11 @@ __device__ __forceinline__ void grid_barrier(u32* counter, u32 target) {
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Step p) {
+#ifndef PER_SM
+#define PER_SM 1
+#endif
+
+extern "C" __global__ void __launch_bounds__(THREADS, PER_SM) decode(const __grid_constant__ Step p) {
     extern __shared__ __align__(128) u8 memory[];
     const Shared s = carve(memory);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -647,13 +682,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
 #endif
     at.position = p.position >= 0 ? p.position : __ldcg(p.state);
     const int token = p.token >= 0 ? p.token : __ldcg(p.state + 1);
-    enter(ring.cursor, s.layers, at, p.first);
-    for (int i = 0; i < SLOTS; i++) {
-        u64 from;
-        u32 bytes;
-        if (next(ring.cursor, p, at, s.layers, warp, from, bytes) && lane == 0)
-            slot_fill(ring.slots + i * SLOT, ring.full + i * 8, from, bytes);
+    if (lane == 0) {
+        feed_start(ring.feed, p, warp);
+        for (int i = 0; i < SLOTS; i++) {
+            u64 from;
+            u32 bytes;
+            if (feed_next(ring.feed, p, at, s.layers, warp, from, bytes))
+                slot_fill(ring.slots + i * SLOT, ring.full + i * 8, from, bytes);
+        }
     }
+    __syncwarp();
 #if CHAINED
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

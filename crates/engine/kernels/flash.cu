@@ -106,7 +106,8 @@ extern "C" __global__ void __launch_bounds__(128)
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                s[n][i] = exp2_of(s[n][i] - top[i >> 1]);
+                // Rounded as it will be multiplied, so that the weights used add up to one.
+                s[n][i] = rounded(exp2_of(s[n][i] - top[i >> 1]));
                 total[i >> 1] += s[n][i];
             }
 #pragma unroll

@@ -37,18 +37,14 @@ struct Step {
     u32* barrier;              // counts up for ever
     int* state;                // position and token of the next step
     u32* chosen;               // where the best token goes, by position; null: nowhere
+    const uint4* schedule;     // what each warp reads, in order: address (two words), bytes, unused
+    const u32* starts;         // [block][warp][phase]: where a phase begins in the schedule
     const u64* taps;           // addresses, 0 where off; null: all off
     u32 epoch;                 // what the barrier will have counted when all blocks of this launch start
     int context;
     int token;                 // negative: as the last step chose
     int position;              // negative: after the last step's
     int first, last;           // phases of this launch: first .. last
-};
-
-struct Cursor {
-    int phase, kind, t;
-    int lo, n;        // rows of this block, and tasks
-    int chunk, chunks;
 };
 
 struct Place {
@@ -93,21 +89,6 @@ __device__ __forceinline__ int first_row(int kind, int block) {
     return kind == GATE_UP ? 2 * at : at;
 }
 
-__device__ __forceinline__ void enter(Cursor& c, const Layer* layers, const Place& at, int phase) {
-    c.phase = phase;
-    c.kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
-    c.t = 0;
-    if (c.kind == ATTENTION) {
-        const int window = (int)layers[phase / PHASES].window;
-        const int first = window && at.position >= window ? at.position - window + 1 : 0;
-        c.chunk = first / SLOT_KEYS;
-        c.chunks = (at.position + SLOT_KEYS - 1) / SLOT_KEYS;
-    } else {
-        c.lo = first_row(c.kind, blockIdx.x);
-        c.n = (first_row(c.kind, blockIdx.x + 1) - c.lo) * segs_of(c.kind);
-    }
-}
-
 // The matrix and row of row r of a phase.
 __device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* layers, int phase, int kind, int& r) {
     const Mat* m = &layers[phase / PHASES].q;
@@ -129,39 +110,80 @@ __device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* laye
     }
 }
 
-// The next task of this warp: where its bytes are and how many.
-__device__ __forceinline__ bool next(Cursor& c, const Step& p, const Place& at, const Layer* layers, int warp,
-                                     u64& from, u32& bytes) {
-    while (c.phase < p.last) {
-        if (c.kind == ATTENTION) {
-            const int chunk = c.chunk + ((c.t >> 1) * SPLITS + at.split) * WARPS + warp;
-            if (at.reads_keys && chunk < c.chunks) {
-                const int key = chunk * SLOT_KEYS;
-                const int keys = min(SLOT_KEYS, at.position - key);
-                const long long plane = (long long)(c.phase / PHASES * 2 + (c.t & 1)) * KV_HEADS + at.kv_head;
-                from = (u64)(p.cache + (plane * p.context + key) * HEAD_DIM);
-                bytes = keys * HEAD_DIM * 2;
-                c.t++;
-                return true;
-            }
-        } else {
-            const int i = c.t * WARPS + warp;
-            if (i < c.n) {
-                const int segs = segs_of(c.kind), seg = i % segs;
-                int row = c.lo + i / segs;
-                const Mat& m = matrix_of(p, layers, c.phase, c.kind, row);
-                const u32 whole = segment_bytes(m.format, SEG);
-                from = m.at + (u64)row * m.stride + seg * whole;
-                bytes = seg + 1 < segs ? whole : segment_bytes(m.format, width_of(c.kind) - seg * SEG);
-                c.t++;
-                return true;
-            }
+// What each warp reads of the weights, in order: the same in every step, so it is written down once. Attention's place
+// is marked by an entry of 0 bytes with the layer as its address: keys depend on the position.
+extern "C" __global__ void schedule(const __grid_constant__ Step p, uint4* table, u32* starts, int most) {
+    const int warp = threadIdx.x, id = blockIdx.x * WARPS + warp;
+    u32 at = (u32)id * most;
+    for (int phase = 0; phase <= HEAD_PHASE; phase++) {
+        starts[id * (HEAD_PHASE + 2) + phase] = at;
+        const int kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
+        if (kind == ATTENTION) {
+            table[at++] = make_uint4(phase / PHASES, 0, 0, 0);
+            continue;
         }
-        if (c.phase + 1 >= p.last) {
-            c.phase = p.last;
-            return false;
+        const int segs = segs_of(kind), lo = first_row(kind, blockIdx.x);
+        const int n = (first_row(kind, blockIdx.x + 1) - lo) * segs;
+        for (int i = warp; i < n; i += WARPS) {
+            const int seg = i % segs;
+            int row = lo + i / segs;
+            const Mat& m = matrix_of(p, p.layers, phase, kind, row);
+            const u32 whole = segment_bytes(m.format, SEG);
+            const u64 from = m.at + (u64)row * m.stride + seg * whole;
+            const u32 bytes = seg + 1 < segs ? whole : segment_bytes(m.format, width_of(kind) - seg * SEG);
+            table[at++] = make_uint4((u32)from, (u32)(from >> 32), bytes, 0);
         }
-        enter(c, layers, at, c.phase + 1);
     }
-    return false;
+    starts[id * (HEAD_PHASE + 2) + HEAD_PHASE + 1] = at;
+}
+
+// A warp's place in its schedule; kept by the lane that fills slots.
+struct Feed {
+    const uint4 *at, *end;
+    uint4 entry;        // what `at` holds
+    u64 keys;           // of the running attention phase: the next slot's keys
+    u64 plane;          // from keys to values, in bytes
+    int left, values;   // keys of this warp's first chunk to come counted from the end; whether values are next
+};
+
+__device__ __forceinline__ void feed_start(Feed& f, const Step& p, int warp) {
+    const u32* starts = p.starts + (blockIdx.x * WARPS + warp) * (HEAD_PHASE + 2);
+    f.at = p.schedule + starts[p.first];
+    f.end = p.schedule + starts[p.last];
+    f.left = 0;
+    f.values = 0;
+    if (f.at < f.end) f.entry = __ldg(f.at);
+}
+
+// The next slot of this warp: where its bytes are and how many.
+__device__ __forceinline__ bool feed_next(Feed& f, const Step& p, const Place& at, const Layer* layers, int warp,
+                                          u64& from, u32& bytes) {
+    for (;;) {
+        if (f.left > 0) {
+            bytes = min(SLOT_KEYS, f.left) * HEAD_DIM * 2;
+            from = f.keys;
+            if (f.values) {
+                from += f.plane;
+                f.left -= SPLITS * WARPS * SLOT_KEYS;
+                f.keys += (u64)SPLITS * WARPS * SLOT_KEYS * HEAD_DIM * 2;
+            }
+            f.values ^= 1;
+            return true;
+        }
+        if (f.at >= f.end) return false;
+        const uint4 e = f.entry;
+        if (++f.at < f.end) f.entry = __ldg(f.at);
+        if (e.z) {
+            from = (u64)e.y << 32 | e.x;
+            bytes = e.z;
+            return true;
+        }
+        if (!at.reads_keys) continue;
+        const int window = (int)layers[e.x].window;
+        const int first = window && at.position >= window ? at.position - window + 1 : 0;
+        const int key = (first / SLOT_KEYS + at.split * WARPS + warp) * SLOT_KEYS;
+        f.left = at.position - key;
+        f.plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
+        f.keys = (u64)p.cache + (2 * e.x * f.plane) + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
+    }
 }

@@ -32,15 +32,26 @@ impl Blas {
                 .result()
                 .map_err(doing("starting cuBLAS"))?;
             // Partial sums stay in f32: what the declared arithmetic says.
-            sys::cublasSetMathMode(handle, sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)
-                .result()
-                .map_err(doing("starting cuBLAS"))?;
+            sys::cublasSetMathMode(
+                handle,
+                sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION,
+            )
+            .result()
+            .map_err(doing("starting cuBLAS"))?;
         }
         Ok(Blas { handle, _workspace: workspace })
     }
 
     /// `y[rows, output] = x[rows, input] w[output, input]^T`, all in bf16, sums in f32.
-    pub fn product(&self, x: u64, w: u64, y: u64, rows: usize, input: usize, output: usize) -> Result<(), Error> {
+    pub fn product(
+        &self,
+        x: u64,
+        w: u64,
+        y: u64,
+        rows: usize,
+        input: usize,
+        output: usize,
+    ) -> Result<(), Error> {
         let (one, zero) = (1.0f32, 0.0f32);
         let bf16 = sys::cudaDataType_t::CUDA_R_16BF;
         // SAFETY: the addresses are of buffers with the given extents; the factors outlive the call.

@@ -25,6 +25,7 @@ pub(super) type Defines = Vec<(&'static str, String)>;
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub decode: CudaFunction,
+    pub schedule: CudaFunction,
     pub embed_rows: CudaFunction,
     pub widen: CudaFunction,
     pub unpack: CudaFunction,
@@ -49,6 +50,7 @@ impl Kernels {
         let get = |name| module.load_function(name).map_err(doing("finding a kernel"));
         Ok(Kernels {
             decode: get("decode")?,
+            schedule: get("schedule")?,
             embed_rows: get("embed_rows")?,
             widen: get("widen")?,
             unpack: get("unpack")?,
@@ -117,15 +119,18 @@ fn compile(source: &str, options: &[String], target: &str) -> Result<Vec<u8>, Er
         let compiled = result::compile_program(program, options);
         let log = result::get_program_log(program).unwrap_or_default();
         let log: Vec<u8> = log.into_iter().map(|c| c as u8).take_while(|&c| c != 0).collect();
-        let binary = compiled.map_err(|_| failed(String::from_utf8_lossy(&log).into_owned())).and_then(|()| {
-            let mut size = 0usize;
-            sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(doing("reading what NVRTC made"))?;
-            let mut binary = vec![0u8; size];
-            sys::nvrtcGetCUBIN(program, binary.as_mut_ptr().cast())
-                .result()
-                .map_err(doing("reading what NVRTC made"))?;
-            Ok(binary)
-        });
+        let binary =
+            compiled.map_err(|_| failed(String::from_utf8_lossy(&log).into_owned())).and_then(|()| {
+                let mut size = 0usize;
+                sys::nvrtcGetCUBINSize(program, &mut size)
+                    .result()
+                    .map_err(doing("reading what NVRTC made"))?;
+                let mut binary = vec![0u8; size];
+                sys::nvrtcGetCUBIN(program, binary.as_mut_ptr().cast())
+                    .result()
+                    .map_err(doing("reading what NVRTC made"))?;
+                Ok(binary)
+            });
         let _ = result::destroy_program(program);
         binary
     }

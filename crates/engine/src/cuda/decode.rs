@@ -1,7 +1,5 @@
 //! One token: the persistent kernel, and the table of taps that it writes.
 
-use std::ffi::c_void;
-
 use firstdiff_model::{Program, Value, extents};
 use firstdiff_tensor::DType;
 
@@ -12,7 +10,7 @@ use crate::cuda::{Error, Tap, Wanted};
 
 /// Threads of a block, warps and bytes of a slot: as `kernels/stream.cu` has them.
 pub(super) const THREADS: u32 = 512;
-const WARPS: usize = 16;
+pub(super) const WARPS: usize = 16;
 const SLOT: usize = 2048;
 /// Phases of a layer.
 pub(super) const PHASES: i32 = 5;
@@ -38,6 +36,8 @@ pub(super) struct StepArgs {
     pub barrier: u64,
     pub state: u64,
     pub chosen: u64,
+    pub schedule: u64,
+    pub starts: u64,
     pub taps: u64,
     pub epoch: u32,
     pub context: i32,
@@ -60,7 +60,13 @@ pub(super) struct Layout {
 
 impl Layout {
     /// As many slots as `room` bytes allow, at most `most`.
-    pub fn new(plan: &Plan, segment: usize, blocks: usize, room: usize, most: usize) -> Result<Layout, Error> {
+    pub fn new(
+        plan: &Plan,
+        segment: usize,
+        blocks: usize,
+        room: usize,
+        most: usize,
+    ) -> Result<Layout, Error> {
         let widest = plan.hidden.max(plan.q_dim()).max(plan.ffn);
         let x_bytes = (widest * 2).next_multiple_of(16);
         let tasks = |rows: usize, width: usize| (rows.div_ceil(blocks) + 1) * width.div_ceil(segment);
@@ -87,6 +93,19 @@ impl Layout {
             return Err(Error::Unsupported { what });
         }
         Ok(Layout { slots, x_bytes, sum_bytes, total: rest + slots * WARPS * (SLOT + 8) })
+    }
+
+    /// Entries of one warp's schedule, at most.
+    pub fn schedule(plan: &Plan, segment: usize, blocks: usize) -> usize {
+        let tasks = |rows: usize, width: usize, pairs: usize| {
+            ((rows.div_ceil(blocks) + 1) * pairs * width.div_ceil(segment)).div_ceil(WARPS)
+        };
+        let layer = tasks(plan.q_dim() + 2 * plan.kv_dim(), plan.hidden, 1)
+            + tasks(plan.hidden, plan.q_dim(), 1)
+            + tasks(plan.ffn, plan.hidden, 2)
+            + tasks(plan.hidden, plan.ffn, 1)
+            + 1;
+        plan.layers.len() * layer + tasks(plan.vocab, plan.hidden, 1)
     }
 
     pub fn shape(&self, blocks: usize, kind: Kind) -> Shape {
@@ -153,7 +172,9 @@ impl SideBuffer {
             table[place] = base + *offset as u64;
             // Keys outside a window are never read: their scores are those of masked ones.
             let layer = plan.layers.get(place / LAYER_TAPS.len());
-            if layer.is_some_and(|l| l.window.is_some()) && LAYER_TAPS[place % LAYER_TAPS.len()] == "attn_scores" {
+            if layer.is_some_and(|l| l.window.is_some())
+                && LAYER_TAPS[place % LAYER_TAPS.len()] == "attn_scores"
+            {
                 gpu.fill(base + *offset as u64, 0xff80_0000, bytes / 4)?;
             }
         }
@@ -172,7 +193,13 @@ impl SideBuffer {
     }
 
     /// Reads the values back.
-    pub fn collect(&self, gpu: &Gpu, program: &Program, wanted: &Wanted, keys: usize) -> Result<Vec<Tap>, Error> {
+    pub fn collect(
+        &self,
+        gpu: &Gpu,
+        program: &Program,
+        wanted: &Wanted,
+        keys: usize,
+    ) -> Result<Vec<Tap>, Error> {
         let Some(memory) = &self.memory else { return Ok(vec![]) };
         let mut all = vec![0u8; self.bytes];
         gpu.read(memory.at, &mut all)?;

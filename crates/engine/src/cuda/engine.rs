@@ -9,8 +9,8 @@ use firstdiff_trace::ArithmeticSpec;
 
 use crate::cuda::blas::Blas;
 use crate::cuda::compile::{Defines, Kernels};
-use crate::cuda::decode::{Layout, PHASES, SideBuffer, StepArgs};
-use crate::cuda::device::{Buffer, Gpu, Kind, Shape, doing};
+use crate::cuda::decode::{Layout, PHASES, SideBuffer, StepArgs, WARPS};
+use crate::cuda::device::{Argument, Buffer, Gpu, Kind, Shape, doing};
 use crate::cuda::plan::Plan;
 use crate::cuda::prefill::{Prompt, Rows};
 use crate::cuda::weights::{Storing, Weights};
@@ -68,6 +68,9 @@ pub(super) struct State {
     pub barrier: Buffer,
     pub state: Buffer,
     pub chosen: Buffer,
+    /// What each warp reads, in order, and where phases begin in it.
+    pub schedule: Buffer,
+    pub starts: Buffer,
     pub wide: Option<Buffer>,
 }
 
@@ -84,12 +87,14 @@ pub struct Engine {
     pub(super) state: State,
     blas: Blas,
     rows: Option<Rows>,
-    side: SideBuffer,
+    pub(super) side: SideBuffer,
     memory: Memory,
     pub(super) context: usize,
     position: usize,
     pub(super) epoch: u32,
     gguf: bool,
+    /// Barriers count from 0 in every launch: see `break_barrier`.
+    pub(super) broken: bool,
 }
 
 /// Cosines, then sines, of each position; `last` is the last position of the step that it belongs to.
@@ -169,9 +174,9 @@ impl Engine {
         allow_shared(&kernels, &layout)?;
         let blas = Blas::new(&gpu)?;
         let weights = Weights::load(&gpu, &model.checkpoint, &plan, storing)?;
-        let state = State::new(&gpu, &plan, &weights, options.context, blocks)?;
-        gpu.wait()?;
-        Ok(Engine {
+        let most = Layout::schedule(&plan, storing.segment, blocks);
+        let state = State::new(&gpu, &plan, &weights, options.context, blocks, most)?;
+        let engine = Engine {
             gpu,
             program: model.program.clone(),
             plan,
@@ -188,7 +193,14 @@ impl Engine {
             position: 0,
             epoch: 0,
             gguf: model.checkpoint.format() == Format::Gguf,
-        })
+            broken: false,
+        };
+        let step = engine.step_args(0, 0, 0, 0, 0);
+        let args: [&dyn Argument; 4] =
+            [&step, &engine.state.schedule.at, &engine.state.starts.at, &(most as i32)];
+        engine.gpu.launch(&engine.kernels.schedule, Shape::new(blocks as u32, WARPS as u32), &args)?;
+        engine.gpu.wait()?;
+        Ok(engine)
     }
 
     /// Memory that loading `model` takes. Needs no GPU.
@@ -278,8 +290,20 @@ impl Engine {
             self.rows = None;
             self.rows = Some(Rows::new(&self.gpu, &self.plan, tokens.len())?);
         }
-        let Some(rows) = &self.rows else { return Err(Error::NoTokens) };
-        let mut prompt = Prompt {
+        let mut prompt = self.prompt(self.position, tokens.len(), wanted)?;
+        prompt.load(tokens)?;
+        prompt.run()?;
+        let taps = prompt.taps;
+        let row = (self.plan.hidden * 2) as u64;
+        let from = self.rows.as_ref().map_or(0, |r| r.x.at) + (tokens.len() - 1) as u64 * row;
+        self.gpu.copy(from, self.state.x.at, row as usize)?;
+        Ok(taps)
+    }
+
+    /// A prompt's step of so many rows; there must be buffers for them.
+    fn prompt<'e>(&'e self, position: usize, count: usize, wanted: &'e Wanted) -> Result<Prompt<'e>, Error> {
+        let rows = self.rows.as_ref().filter(|r| r.hold(count)).ok_or(Error::NoTokens)?;
+        Ok(Prompt {
             gpu: &self.gpu,
             kernels: &self.kernels,
             blas: &self.blas,
@@ -291,17 +315,23 @@ impl Engine {
             cache: self.state.cache.at,
             rope: self.state.rope.at,
             context: self.context,
-            position: self.position,
-            count: tokens.len(),
+            position,
+            count,
             wanted,
             taps: vec![],
-        };
-        prompt.run(tokens)?;
-        let taps = prompt.taps;
-        let row = (self.plan.hidden * 2) as u64;
-        let from = rows.x.at + (tokens.len() - 1) as u64 * row;
-        self.gpu.copy(from, self.state.x.at, row as usize)?;
-        Ok(taps)
+        })
+    }
+
+    /// One row by the kernels of prompts, to the logits in bf16.
+    pub(super) fn record_row(&self, position: usize, logits: u64) -> Result<(), Error> {
+        let none = Wanted::none();
+        let mut prompt = self.prompt(position, 1, &none)?;
+        prompt.run()?;
+        prompt.head(logits)
+    }
+
+    pub(super) fn products_of_prompt(&self, rows: usize) -> Result<(), Error> {
+        self.prompt(0, rows, &Wanted::none())?.products()
     }
 
     /// Runs one token through the model.
@@ -344,7 +374,14 @@ impl Engine {
         self.plan.layers.len() as i32 * PHASES + 1
     }
 
-    pub(super) fn step_args(&self, token: i32, position: usize, taps: u64, first: i32, last: i32) -> StepArgs {
+    pub(super) fn step_args(
+        &self,
+        token: i32,
+        position: usize,
+        taps: u64,
+        first: i32,
+        last: i32,
+    ) -> StepArgs {
         let s = &self.state;
         StepArgs {
             layers: s.layers.at,
@@ -364,6 +401,8 @@ impl Engine {
             barrier: s.barrier.at,
             state: s.state.at,
             chosen: s.chosen.at,
+            schedule: s.schedule.at,
+            starts: s.starts.at,
             taps,
             epoch: self.epoch,
             context: self.context as i32,
@@ -375,8 +414,11 @@ impl Engine {
     }
 
     /// Starts the persistent kernel, and counts the barriers it will pass.
-    pub(super) fn launch(&mut self, step: StepArgs) -> Result<(), Error> {
+    pub(super) fn launch(&mut self, mut step: StepArgs) -> Result<(), Error> {
         let blocks = self.gpu.device.multiprocessors;
+        if self.broken {
+            step.epoch = 0;
+        }
         self.gpu.launch(&self.kernels.decode, self.layout.shape(blocks, Kind::Cooperative), &[&step])?;
         let passed = (step.last - step.first - 1) as u32 * blocks as u32;
         self.epoch = self.epoch.wrapping_add(passed);
@@ -398,6 +440,23 @@ impl Engine {
     pub fn logits(&self) -> Result<Vec<f32>, Error> {
         let mut out = vec![0.0; self.plan.vocab];
         self.gpu.read(self.state.logits.at, &mut out)?;
+        Ok(out)
+    }
+
+    /// A matrix as the kernels read it, row by row: for tests, beside what the checkpoint says.
+    ///
+    /// # Errors
+    /// When no operation multiplies by a matrix of this name, or the GPU fails.
+    pub fn matrix(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let unknown = || Error::Unsupported { what: format!("no matrix of it is called '{name}'") };
+        let mat = self.weights.by_name.get(name).ok_or_else(unknown)?;
+        let shape = self.program.weights().get(name).map(|w| w.shape.clone()).unwrap_or_default();
+        let [rows, width] = shape[..] else { return Err(unknown()) };
+        let buffer = self.gpu.poisoned(rows * width * 4)?;
+        let shape = Shape::new(rows as u32, 128);
+        self.gpu.launch(&self.kernels.unpack, shape, &[mat, &(width as i32), &buffer.at])?;
+        let mut out = vec![0.0; rows * width];
+        self.gpu.read(buffer.at, &mut out)?;
         Ok(out)
     }
 
@@ -456,6 +515,7 @@ impl State {
         weights: &Weights,
         context: usize,
         blocks: usize,
+        most: usize,
     ) -> Result<State, Error> {
         let group = plan.heads / plan.kv_heads;
         let splits = blocks / plan.kv_heads;
@@ -476,6 +536,8 @@ impl State {
             barrier: gpu.zeros(4)?,
             state: gpu.zeros(8)?,
             chosen: gpu.zeros(context * 4)?,
+            schedule: gpu.zeros(blocks * WARPS * most * 16)?,
+            starts: gpu.zeros(blocks * WARPS * (plan.layers.len() * PHASES as usize + 2) * 4)?,
             wide: if quantised { Some(gpu.poisoned(widest.unwrap_or(0) * 2)?) } else { None },
         })
     }

@@ -3,6 +3,7 @@
 //! Nothing of CUDA is needed to build this. What is needed to run it is looked for when an [`Engine`] is
 //! loaded, and an [`Error`] names what is missing.
 
+mod bench;
 mod blas;
 mod compile;
 mod decode;

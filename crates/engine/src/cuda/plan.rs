@@ -125,9 +125,8 @@ impl Plan {
                 let within = LAYER_TAPS.iter().position(|t| *t == tap).unwrap_or(0);
                 layer * LAYER_TAPS.len() + within
             };
-            let mut take = |tap: &str, inputs: &[Value]| {
-                m.take(&format!("layers.{layer}.{tap}"), place(tap), inputs)
-            };
+            let mut take =
+                |tap: &str, inputs: &[Value]| m.take(&format!("layers.{layer}.{tap}"), place(tap), inputs);
             let norm = |op: &Op, eps: &mut Option<f64>| -> Result<RmsNorm, Error> {
                 let norm = kind!(op, RmsNorm);
                 if *eps.get_or_insert(norm.eps) != norm.eps {
@@ -150,9 +149,8 @@ impl Plan {
                 let (op, value) = take("k_norm", &[k])?;
                 (k_norm, k) = (Some(norm(op, &mut eps)?.weight), value);
             }
-            let mut take = |tap: &str, inputs: &[Value]| {
-                m.take(&format!("layers.{layer}.{tap}"), place(tap), inputs)
-            };
+            let mut take =
+                |tap: &str, inputs: &[Value]| m.take(&format!("layers.{layer}.{tap}"), place(tap), inputs);
             for (tap, value) in [("q_rope", &mut q), ("k_rope", &mut k)] {
                 let (op, turned) = take(tap, &[*value])?;
                 let this = kind!(op, Rope);
@@ -250,17 +248,18 @@ impl Plan {
 
     /// What the kernels take for granted.
     fn check(&self) -> Result<(), Error> {
-        for (what, n) in [("hidden size", self.hidden), ("MLP size", self.ffn), ("head size", self.head_dim)] {
-            if n == 0 || n % 8 != 0 {
+        for (what, n) in [("hidden size", self.hidden), ("MLP size", self.ffn), ("head size", self.head_dim)]
+        {
+            if n == 0 || !n.is_multiple_of(8) {
                 return Err(unsupported(format!("its {what} is {n}, not a multiple of 8")));
             }
         }
-        if self.head_dim > 256 || self.heads % self.kv_heads.max(1) != 0 || self.heads / self.kv_heads > 14 {
+        if self.head_dim > 256
+            || !self.heads.is_multiple_of(self.kv_heads.max(1))
+            || self.heads / self.kv_heads > 14
+        {
             let (heads, kv) = (self.heads, self.kv_heads);
-            return Err(unsupported(format!(
-                "{heads} query heads on {kv} key heads of {}",
-                self.head_dim
-            )));
+            return Err(unsupported(format!("{heads} query heads on {kv} key heads of {}", self.head_dim)));
         }
         let expected = [
             (self.q_dim(), self.hidden),

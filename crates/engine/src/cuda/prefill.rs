@@ -71,12 +71,16 @@ pub(super) struct Prompt<'e> {
 }
 
 impl Prompt<'_> {
-    /// Runs the layers; the residual stream is left in `rows.x`.
-    pub fn run(&mut self, tokens: &[u32]) -> Result<(), Error> {
+    /// Copies the tokens to the GPU.
+    pub fn load(&self, tokens: &[u32]) -> Result<(), Error> {
+        let tokens: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
+        self.gpu.write(&self.rows.tokens, &tokens)
+    }
+
+    /// Runs the layers on the loaded tokens; the residual stream is left in `rows.x`.
+    pub fn run(&mut self) -> Result<(), Error> {
         let (gpu, plan, r) = (self.gpu, self.plan, self.rows);
         let n = self.count;
-        let tokens: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
-        gpu.write(&r.tokens, &tokens)?;
         gpu.launch(
             &self.kernels.embed_rows,
             Shape::new(n as u32, 128),
@@ -137,13 +141,29 @@ impl Prompt<'_> {
         Ok(wide.at)
     }
 
+    /// The matrix products of all layers and nothing else: what benchmarks time.
+    pub fn products(&self) -> Result<(), Error> {
+        let r = self.rows;
+        for layer in 0..self.plan.layers.len() {
+            let x = [r.hidden.at, r.hidden.at, r.hidden.at, r.heads.at, r.hidden.at, r.hidden.at, r.act.at];
+            let y = [r.q.at, r.k.at, r.v.at, r.hidden.at, r.gate.at, r.up.at, r.hidden.at];
+            for which in 0..7 {
+                self.linear(layer, which, x[which], y[which])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Final norm and output matrix by cuBLAS, in bf16: a baseline.
+    pub fn head(&self, logits: u64) -> Result<(), Error> {
+        self.norm(self.weights.final_norm, self.rows.hidden.at)?;
+        let (rows, width) = (self.plan.vocab, self.plan.hidden);
+        self.blas.product(self.rows.hidden.at, self.weights.head.at, logits, self.count, width, rows)
+    }
+
     fn add(&self, y: u64) -> Result<(), Error> {
         let n = self.count * self.plan.hidden;
-        self.gpu.launch(
-            &self.kernels.add_rows,
-            Shape::elements(n),
-            &[&self.rows.x.at, &y, &(n as i64)],
-        )
+        self.gpu.launch(&self.kernels.add_rows, Shape::elements(n), &[&self.rows.x.at, &y, &(n as i64)])
     }
 
     fn attention(&mut self, layer: usize, rope: u64) -> Result<(), Error> {
@@ -214,8 +234,7 @@ impl Prompt<'_> {
     fn heads(&mut self, layer: usize, keys: u64, values: u64) -> Result<(), Error> {
         let (gpu, plan, r, n) = (self.gpu, self.plan, self.rows, self.count);
         let tap = |name: &str| format!("layers.{layer}.{name}");
-        let wants =
-            |name: &str| self.program.find(&tap(name)).is_some_and(|op| self.wanted.has(op.0));
+        let wants = |name: &str| self.program.find(&tap(name)).is_some_and(|op| self.wanted.has(op.0));
         let lines = plan.heads * n;
         let visible = self.position + n;
         let window = plan.layers[layer].window.map_or(0, |w| i32::try_from(w).unwrap_or(0));

@@ -71,7 +71,8 @@ pub(super) struct Weights {
     pub embed: Mat,
     pub head: Mat,
     pub final_norm: u64,
-    pub bytes: usize,
+    /// Every matrix by name.
+    pub by_name: HashMap<String, Mat>,
     _buffers: Vec<Buffer>,
 }
 
@@ -152,9 +153,7 @@ impl Uploader<'_> {
             if storage == t.storage {
                 let bytes = self.checkpoint.row_bytes(t, row).unwrap_or_default();
                 let whole = segment / storage.block_len() * storage.block_bytes();
-                for (from, to) in
-                    bytes.chunks(whole).zip(out.chunks_mut(whole.next_multiple_of(16)))
-                {
+                for (from, to) in bytes.chunks(whole).zip(out.chunks_mut(whole.next_multiple_of(16))) {
                     to[..from.len()].copy_from_slice(from);
                 }
             } else {
@@ -190,12 +189,7 @@ impl Uploader<'_> {
 }
 
 impl Weights {
-    pub fn load(
-        gpu: &Gpu,
-        checkpoint: &Checkpoint,
-        plan: &Plan,
-        storing: Storing,
-    ) -> Result<Weights, Error> {
+    pub fn load(gpu: &Gpu, checkpoint: &Checkpoint, plan: &Plan, storing: Storing) -> Result<Weights, Error> {
         let mut up = Uploader { gpu, checkpoint, storing, done: HashMap::new(), buffers: vec![] };
         let mut layers = Vec::with_capacity(plan.layers.len());
         for l in &plan.layers {
@@ -216,8 +210,7 @@ impl Weights {
         let (embed, head) = (up.matrix(&plan.embed)?, up.matrix(&plan.head)?);
         let final_norm = up.vector(&plan.final_norm)?;
         gpu.wait()?;
-        let bytes = up.buffers.iter().map(|b| b.bytes).sum();
-        Ok(Weights { layers, embed, head, final_norm, bytes, _buffers: up.buffers })
+        Ok(Weights { layers, embed, head, final_norm, by_name: up.done, _buffers: up.buffers })
     }
 }
 
