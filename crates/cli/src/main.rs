@@ -6,6 +6,7 @@ mod exit;
 mod load;
 mod out;
 mod progress;
+mod sampling;
 
 use clap::Parser as _;
 

@@ -12,11 +12,13 @@ use crate::args::{OutputFormat, Precision, Resources, parse_tokens};
 use crate::exit::Exit;
 use crate::load;
 use crate::out;
+use crate::sampling::{self, Sampling};
 
 /// Generate text with the reference.
 ///
 /// The prompt goes through the model's chat template, if it has one. Generation ends at any of the
-/// stop ids that the model files declare.
+/// stop ids that the model files declare. Tokens are chosen in this order: repetition penalty, temperature, top-k,
+/// top-p, min-p, draw.
 #[derive(Debug, ClapArgs)]
 pub struct Run {
     /// The model
@@ -33,12 +35,14 @@ pub struct Run {
     /// Most tokens to generate
     #[arg(short = 'n', long, default_value_t = 256, value_name = "N")]
     max_tokens: usize,
-    /// 0 takes the best token; higher draws more freely
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    temperature: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Ids to stop at, 1,2,3, instead of those that the model files declare
+    #[arg(long, value_parser = parse_tokens, value_name = "IDS", conflicts_with = "ignore_stop")]
+    stop: Option<std::vec::Vec<i64>>,
+    /// Stop at no id
+    #[arg(long)]
+    ignore_stop: bool,
     /// Precision of the reference
     #[arg(long, value_enum, default_value_t)]
     dtype: Precision,
@@ -50,9 +54,7 @@ pub struct Run {
 }
 
 pub fn run(c: &Run) -> Result<Exit> {
-    if !(c.temperature.is_finite() && c.temperature >= 0.0) {
-        bail!("--temperature {} is not a number from 0 up", c.temperature);
-    }
+    c.sampling.options()?;
     c.resources.start_threads()?;
     let model = load::model(&c.model)?;
     let (prompt, tokenizer) = prompt(c, &model)?;
@@ -87,22 +89,22 @@ fn generate<T: Real>(c: &Run, model: &Model, prompt: &[i64], tokenizer: Option<&
     let executor =
         Executor { program: &model.program, weights: &weights, arithmetic: None, lanes: 0, progress: None };
     let mut session = Session::<T>::new(executor);
-    let stops = model.checkpoint.generation().stop_ids;
-    let mut draws = Draws(c.seed);
+    let stops = stops(c, model);
+    let mut sampler = sampling::sampler(c.sampling.options()?, prompt);
     let mut shown = Shown { tokenizer, printed: String::new(), live: c.format == OutputFormat::Text };
     let (mut tokens, mut margins, mut stop) = (Vec::<i64>::new(), Vec::new(), None);
     let mut logits = session.feed(prompt)?;
     while tokens.len() < c.max_tokens {
-        let (token, margin) = choose(&logits, c.temperature, &mut draws);
-        margins.push(margin);
-        tokens.push(token as i64);
-        if u32::try_from(token).is_ok_and(|t| stops.contains_key(&t)) {
+        let token = i64::from(sampling::choose(&mut sampler, &logits)?);
+        margins.push(sampling::margin(&logits));
+        tokens.push(token);
+        if stops.contains(&token) {
             stop = Some(token);
             break;
         }
         shown.update(&tokens)?;
         if tokens.len() < c.max_tokens {
-            logits = session.feed(&[token as i64])?;
+            logits = session.feed(&[token])?;
         }
     }
     let text = shown.finish(&tokens)?;
@@ -110,13 +112,22 @@ fn generate<T: Real>(c: &Run, model: &Model, prompt: &[i64], tokenizer: Option<&
         let result = json!({
             "format": "firstdiff.run/1", "prompt_ids": prompt, "tokens": tokens, "text": text,
             "stop": if stop.is_some() { "stop-id" } else { "length" }, "stop_id": stop, "margins": margins,
-            "temperature": c.temperature,
+            "temperature": sampler.options().temperature, "sampling": sampler.options().declared(),
         });
         out::json(&result)?;
     } else if stop.is_none() {
         eprintln!("stopped after {} tokens; -n takes a larger number", c.max_tokens);
     }
     Ok(Exit::Agrees)
+}
+
+/// Ids that end the generation.
+fn stops(c: &Run, model: &Model) -> Vec<i64> {
+    match &c.stop {
+        _ if c.ignore_stop => vec![],
+        Some(ids) => ids.clone(),
+        None => model.checkpoint.generation().stop_ids.into_keys().map(i64::from).collect(),
+    }
 }
 
 /// Prints text as it grows. A token may end inside a character: only whole text is shown.
@@ -160,49 +171,5 @@ impl Shown<'_> {
             out::raw("\n")?;
         }
         Ok(text)
-    }
-}
-
-/// Index of the largest value; the first of equals.
-pub fn argmax<T: Real>(row: &[T]) -> usize {
-    let mut best = 0;
-    for (i, x) in row.iter().enumerate() {
-        if *x > row[best] {
-            best = i;
-        }
-    }
-    best
-}
-
-/// The next token, and how far the best logit lies above the second.
-fn choose<T: Real>(logits: &[T], temperature: f64, draws: &mut Draws) -> (usize, f64) {
-    let best = argmax(logits);
-    let second = logits.iter().enumerate().filter(|(i, _)| *i != best).map(|(_, x)| x.to_f64());
-    let margin = logits[best].to_f64() - second.fold(f64::NEG_INFINITY, f64::max);
-    if temperature == 0.0 {
-        return (best, margin);
-    }
-    let weights: Vec<f64> =
-        logits.iter().map(|x| ((x.to_f64() - logits[best].to_f64()) / temperature).exp()).collect();
-    let mut left = draws.uniform() * weights.iter().sum::<f64>();
-    for (i, w) in weights.iter().enumerate() {
-        left -= w;
-        if left < 0.0 {
-            return (i, margin);
-        }
-    }
-    (best, margin)
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same on every machine.
-struct Draws(u64);
-
-impl Draws {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }

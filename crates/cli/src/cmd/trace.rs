@@ -8,12 +8,12 @@ use firstdiff_tensor::{Float, Real, Tensor};
 use firstdiff_trace::{ArithmeticSpec, Manifest, ModelSpec, Producer, StepWriter, Writer, tap};
 
 use crate::args::{Precision, Resources, parse_tokens};
-use crate::cmd::run::argmax;
 use crate::exit::Exit;
 use crate::load;
 use crate::progress::Progress;
+use crate::sampling::{self, Sampling};
 
-/// Record a trace of the reference: the prompt, then greedy decoding.
+/// Record a trace of the reference: the prompt, then decoding.
 #[derive(Debug, ClapArgs)]
 pub struct Trace {
     /// The model
@@ -26,7 +26,7 @@ pub struct Trace {
     /// The prompt, as token ids: 1,2,3
     #[arg(long, value_parser = parse_tokens, value_name = "IDS")]
     tokens: Option<std::vec::Vec<i64>>,
-    /// Greedy steps after the prompt
+    /// Steps after the prompt, of one generated token each
     #[arg(long, default_value_t = 0, value_name = "N")]
     steps: usize,
     /// Feed the prompt in pieces of so many tokens
@@ -39,10 +39,13 @@ pub struct Trace {
     #[arg(long, default_value = "all", value_delimiter = ',', value_name = "GLOBS")]
     taps: Vec<String>,
     #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
     resources: Resources,
 }
 
 pub fn run(c: &Trace) -> Result<Exit> {
+    c.sampling.options()?;
     c.resources.start_threads()?;
     let model = load::model(&c.model)?;
     let prompt = match (&c.tokens, &c.prompt) {
@@ -73,7 +76,8 @@ fn record<T: Real>(c: &Trace, model: &Model, prompt: &[i64], format: Float) -> R
     let executor =
         Executor { program: &model.program, weights: &weights, arithmetic: None, lanes: 0, progress: None };
     let mut session = Session::<T>::new(executor);
-    let mut writer = Writer::create(&c.out, manifest(c, model, format))?;
+    let mut sampler = sampling::sampler(c.sampling.options()?, prompt);
+    let mut writer = Writer::create(&c.out, manifest(c, model, format)?)?;
     let progress = Progress::new("recording");
     let chunk = c.chunk.map_or(prompt.len(), |n| n as usize);
     let mut pieces: Vec<Vec<i64>> = prompt.chunks(chunk).map(<[i64]>::to_vec).collect();
@@ -88,13 +92,15 @@ fn record<T: Real>(c: &Trace, model: &Model, prompt: &[i64], format: Float) -> R
             wanted: &c.taps,
             step: writer.step(tokens, &positions),
             wide: format == Float::F64,
-            last: 0,
+            last: vec![],
         };
         session.feed_with(tokens, &mut recorder)?;
         let Recorder { mut step, last, .. } = recorder;
         if done + 1 >= pieces.len() {
-            step.sampled(last as i64);
-            pieces.push(vec![last as i64]);
+            let token =
+                i64::from(sampling::choose(&mut sampler, &last).with_context(|| format!("step {done}"))?);
+            step.sampled(token);
+            pieces.push(vec![token]);
         }
         step.finish().with_context(|| format!("step {done}"))?;
         done += 1;
@@ -106,7 +112,7 @@ fn record<T: Real>(c: &Trace, model: &Model, prompt: &[i64], format: Float) -> R
     Ok(Exit::Agrees)
 }
 
-fn manifest(c: &Trace, model: &Model, format: Float) -> Manifest {
+fn manifest(c: &Trace, model: &Model, format: Float) -> Result<Manifest> {
     let version = env!("CARGO_PKG_VERSION").to_string();
     let mut manifest = Manifest::new(Producer { name: "firstdiff reference".into(), version });
     manifest.model = Some(ModelSpec {
@@ -122,21 +128,26 @@ fn manifest(c: &Trace, model: &Model, format: Float) -> Manifest {
         ..ArithmeticSpec::default()
     });
     manifest.prompt.clone_from(&c.prompt);
+    let sampling = c.sampling.options()?;
+    if !sampling.plain() {
+        manifest.sampling = Some(sampling.declared());
+    }
     manifest.stop_ids =
         Some(model.checkpoint.generation().stop_ids.keys().map(|&id| i64::from(id)).collect());
-    manifest
+    Ok(manifest)
 }
 
 /// Puts the wanted values into a step file.
-struct Recorder<'a, 'w> {
+struct Recorder<'a, 'w, T> {
     program: &'a Program,
     wanted: &'a [String],
     step: StepWriter<'w>,
     wide: bool,
-    last: usize,
+    /// Logits of the last row.
+    last: Vec<T>,
 }
 
-impl<T: Real> Taps<T> for Recorder<'_, '_> {
+impl<T: Real> Taps<T> for Recorder<'_, '_, T> {
     fn recorded(&self, _op: usize, _step: usize) -> bool {
         false
     }
@@ -147,7 +158,7 @@ impl<T: Real> Taps<T> for Recorder<'_, '_> {
             self.step.tap(name, computed.exact, self.wide);
         }
         if computed.op + 1 == self.program.ops.len() {
-            self.last = argmax(computed.exact.row(computed.exact.rows() - 1));
+            self.last = computed.exact.row(computed.exact.rows() - 1).to_vec();
         }
         Ok(None)
     }
