@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use firstdiff_tensor::{Real, Tensor};
+use firstdiff_tensor::{DType, Real, Tensor};
 use serde_json::json;
 
 use crate::{Error, Manifest};
@@ -92,6 +92,11 @@ impl StepWriter<'_> {
         }
         self.entries
             .insert(name.to_string(), (if wide { "F64" } else { "F32" }, value.shape().to_vec(), bytes));
+    }
+
+    /// Adds a tap as the engine held it: little-endian elements of type `dtype`, row by row.
+    pub fn bytes(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>) {
+        self.entries.insert(name.to_string(), (dtype.name(), shape.to_vec(), bytes));
     }
 
     /// Writes the step under a temporary name, then renames it.
