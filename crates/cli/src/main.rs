@@ -3,10 +3,12 @@
 mod args;
 mod cmd;
 mod exit;
+mod generate;
 mod load;
 mod out;
 mod progress;
 mod sampling;
+mod verify;
 
 use clap::Parser as _;
 

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use firstdiff_engine::sampler::{NothingToChoose, SampleOptions, Sampler};
 use firstdiff_tensor::Real;
+use firstdiff_trace::Manifest;
 
 /// Options of the commands that generate.
 #[derive(Clone, Debug, ClapArgs)]
@@ -52,6 +53,13 @@ impl Sampling {
 /// A sampler for a sequence that begins with `prompt`.
 pub fn sampler(options: SampleOptions, prompt: &[i64]) -> Sampler {
     Sampler::new(options, prompt.iter().filter_map(|&t| u32::try_from(t).ok()))
+}
+
+/// Says in a manifest how tokens are chosen.
+pub fn declare(options: &SampleOptions, manifest: &mut Manifest) {
+    if !options.plain() {
+        manifest.sampling = Some(options.declared());
+    }
 }
 
 /// Chooses the next token. Logits of the reference in double precision are taken as they are where the best one is

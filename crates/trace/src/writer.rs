@@ -35,11 +35,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// A new step over these input rows.
+    /// A new step over these input rows. Without positions, it goes on from the step before.
     pub fn step(&mut self, token_ids: &[i64], positions: &[i64]) -> StepWriter<'_> {
         let mut step = StepWriter { writer: self, entries: BTreeMap::new() };
         step.integers("token_ids", token_ids);
-        step.integers("positions", positions);
+        if !positions.is_empty() {
+            step.integers("positions", positions);
+        }
         step
     }
 

@@ -22,8 +22,8 @@ pub struct Cuda {
 
 impl Cuda {
     pub fn load(model: &Model, device: usize, context: usize, taps: &[String]) -> Result<Cuda> {
-        let engine = Engine::load(model, &Options { device, context })
-            .context("the CUDA backend cannot start")?;
+        let engine =
+            Engine::load(model, &Options { device, context }).context("the CUDA backend cannot start")?;
         let wanted = Wanted::matching(&model.program, taps);
         Ok(Cuda { engine, wanted, vocab: model.program.vocab, best: 0, row: None })
     }
