@@ -64,12 +64,12 @@ class Run:
 
     def speed(self):
         formats = [f for f in self.a.speed_formats.split(",") if f]
-        decode, other = speed(self.a.bench, self.checkpoints, self.rates(), MAIN, formats, self.a.tiny)
+        decode, other = speed(self.a.firstdiff, self.a.bench, self.checkpoints, self.rates(), MAIN, formats, self.a.tiny)
         self.results.put("prefill and taps", {"rows": other} | cublas_at_these_shapes(self.c))
         return {"rows": decode} | self.rates()
 
     def baselines(self):
-        return {"rows": baselines(self.model(), self.c)}
+        return {"rows": baselines(self.model())}
 
     def check(self):
         self.checker().add_models(self.checkpoints, self.models, self.formats, self.a.tiny, self.a.device)

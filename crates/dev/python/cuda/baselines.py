@@ -1,4 +1,4 @@
-"""What the engine's speed is held against: the device's own rates, transformers, and cuBLAS in a CUDA graph."""
+"""What the engine's speed is held against: the device's own rates, and transformers."""
 
 import inspect
 import time
@@ -42,12 +42,6 @@ def layer_matrices(c):
     size = c.get("head_dim") or d // c["num_attention_heads"]
     q, kv = c["num_attention_heads"] * size, c["num_key_value_heads"] * size
     return [(d, q + 2 * kv), (q, d), (d, 2 * f), (f, d)]
-
-
-def prefill_flop(c, tokens):
-    """FLOP of all matrix products of a prompt; the logits of its last token alone."""
-    layer = sum(2 * tokens * a * b for a, b in layer_matrices(c))
-    return c["num_hidden_layers"] * layer + 2 * c["hidden_size"] * c["vocab_size"]
 
 
 def shape_rate(c, tokens, rounds=10):
@@ -119,41 +113,3 @@ def static_graph(model, context, tokens):
 
     graph = captured(step)
     return 1 / timed(graph.replay, tokens)
-
-
-class CublasDecode:
-    """One decode step written plainly in torch, so that its products are cuBLAS's, captured as a CUDA graph.
-
-    Its weights are random and its cache is filled with them: only its speed means anything."""
-
-    def __init__(self, c, context):
-        draw = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
-        self.c, self.size = c, c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
-        d, h, k = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
-        self.h, self.k = h, k
-        self.table, self.x = draw(c["vocab_size"], d), draw(1, d)
-        self.layers = [[draw(b, a) for a, b in layer_matrices(c)] for _ in range(c["num_hidden_layers"])]
-        self.norm = draw(d)
-        self.caches = [(draw(1, k, context, self.size), draw(1, k, context, self.size)) for _ in self.layers]
-        self.turn = draw(1, self.size // 2)
-
-    def rotate(self, x):
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * self.turn - b * self.turn, b * self.turn + a * self.turn], -1)
-
-    def step(self):
-        x, d = self.x, self.c["hidden_size"]
-        for (qkv, o, up, down), (keys, values) in zip(self.layers, self.caches):
-            y = F.linear(F.rms_norm(x, (d,), self.norm), qkv)
-            q, k, v = y.split([self.h * self.size, self.k * self.size, self.k * self.size], -1)
-            q, k = self.rotate(q.view(1, self.h, 1, self.size)), self.rotate(k.view(1, self.k, 1, self.size))
-            keys[:, :, -1:] = k
-            values[:, :, -1:] = v.view(1, self.k, 1, self.size)
-            y = F.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
-            x = x + F.linear(y.reshape(1, -1), o)
-            gate, y = F.linear(F.rms_norm(x, (d,), self.norm), up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * y, down)
-        self.token = F.linear(F.rms_norm(x, (d,), self.norm), self.table).argmax(-1)
-
-    def tokens_a_second(self, tokens):
-        return 1 / timed(captured(self.step).replay, tokens)

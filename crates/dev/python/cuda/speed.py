@@ -1,10 +1,11 @@
-"""Tokens a second: the engine, the limit set by memory, transformers and cuBLAS, in one run."""
+"""Tokens a second: the engine, the limit set by memory, and transformers, in one run."""
 
 import json
 
 import torch
-from baselines import CublasDecode, copy_rate, eager, matrix_rate, prefill_flop, shape_rate, static_graph
+from baselines import copy_rate, eager, matrix_rate, shape_rate, static_graph
 from checkpoints import make, weight_bytes
+from correctness import tokens
 from results import call, median
 from shapes import bytes_per_token, config
 
@@ -19,42 +20,42 @@ def device_rates():
     }
 
 
-def engine(bench, path, c, rates, label, rounds=5, tokens=256, prefill=2048, tap_steps=32):
-    """Rows of decoding, and what prefill and taps cost."""
-    options = ["--contexts", ",".join(map(str, CONTEXTS)), "--tokens", tokens, "--rounds", rounds]
-    options += ["--prefill", prefill, "--tap-steps", tap_steps]
-    said = json.loads(call([bench, path, *options], 240)["stdout"])
+def engine(bench, path, label, baselines, prefill=2048):
+    """What the engine's own bench measures, by the GPU's clock: a row a measurement."""
+    options = ["--context", ",".join(map(str, CONTEXTS)), "--prefill", prefill, "--taps"]
+    said = call([bench, path, *options, *(["--baselines"] if baselines else [])], 240)["stdout"]
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    rows = [{"weights": label} | line for line in lines if "what" in line]
+    rest = {k: v for line in lines if "what" not in line for k, v in line.items()}
+    return rows, {"weights": label} | rest
+
+
+def as_users_run_it(binary, path, c, rates, label, rounds=3, count=256):
+    """The same through `firstdiff run`: every token reaches the host, by the wall clock."""
     rows = []
-    for part in said["decode"]:
-        seconds = median(part["seconds"]) / part["tokens"]
-        needed = bytes_per_token(c, weight_bytes(path), part["context"] + part["tokens"] / 2)
+    for context in CONTEXTS:
+        ids = ",".join(map(str, tokens(context, c["vocab_size"])))
+        command = [binary, "run", path, "--backend", "cuda", "--tokens", ids, "-n", count, "--ignore-stop"]
+        runs = [json.loads(call([*command, "--format", "json"], 120)["stdout"]) for _ in range(rounds)]
+        seconds = median([run["seconds"]["generate"] for run in runs]) / (count - 1)
+        needed = bytes_per_token(c, weight_bytes(path), context + count / 2)
         rows.append(
             {
                 "weights": label,
-                "context": part["context"],
-                "tokens/s": 1 / seconds,
-                "us/token": seconds * 1e6,
+                "what": "firstdiff run",
+                "context": context,
+                "tokens_per_s": 1 / seconds,
                 "MB/token": needed / 1e6,
-                "of the limit": needed / seconds / (rates["copy, GB/s"] * 1e9),
-                "spread": (max(part["seconds"]) - min(part["seconds"])) / median(part["seconds"]),
+                "fraction": needed / seconds / (rates["copy, GB/s"] * 1e9),
+                "load_s": median([run["seconds"]["load"] for run in runs]),
+                "prompt_s": median([run["seconds"]["prompt"] for run in runs]),
             }
         )
-    other = {"weights": label, "load_s": said["load"]}
-    if said["prefill"]["seconds"]:
-        seconds = median(said["prefill"]["seconds"])
-        rate = prefill_flop(c, prefill) / seconds
-        other |= {"prefill": prefill, "prefill_ms": seconds * 1e3, "prefill TFLOP/s of products": rate / 1e12}
-        other["of the matrix rate"] = rate / (rates["bf16 8192 x 8192 x 8192, TFLOP/s"] * 1e12)
-    if said["taps"]:
-        off, logits, everything = (median(said["taps"][k]) for k in ("off", "logits", "all"))
-        steps = said["taps"]["steps"]
-        other |= {"step_us, taps off": off / steps * 1e6, "logits": logits / steps * 1e6}
-        other |= {"all taps": everything / steps * 1e6, "all taps / off": everything / off}
-    return rows, other
+    return rows
 
 
-def baselines(path, c, tokens=100):
-    """Tokens a second of others, on the same weights where they have any."""
+def baselines(path, count=100):
+    """Tokens a second of transformers on the same weights."""
     from transformers import AutoModelForCausalLM
 
     rows = []
@@ -63,8 +64,7 @@ def baselines(path, c, tokens=100):
         for context in CONTEXTS:
             for name, work in (
                 ("transformers eager", lambda: eager(model, context, 40)),
-                ("transformers static cache, CUDA graph", lambda: static_graph(model, context, tokens)),
-                ("cuBLAS through torch, CUDA graph", lambda: CublasDecode(c, context).tokens_a_second(tokens)),
+                ("transformers static cache, CUDA graph", lambda: static_graph(model, context, count)),
             ):
                 try:
                     rows.append({"engine": name, "context": context, "tokens/s": work()})
@@ -73,16 +73,16 @@ def baselines(path, c, tokens=100):
     return rows
 
 
-def speed(bench, checkpoints, rates, name="qwen3-0.6b", formats=("bf16", "q8_0", "q4_k_m"), tiny=False):
+def speed(binary, bench, checkpoints, rates, name="qwen3-0.6b", formats=("bf16", "q8_0", "q4_k_m"), tiny=False):
     c = config(name, tiny)
-    decode, other = [], []
+    rows, other = [], []
     for file_format in formats:
         path = make(checkpoints, name, file_format, tiny, "cuda")
-        rows, rest = engine(bench, path, c, rates, file_format)
-        decode += rows
+        measured, rest = engine(bench, path, file_format, baselines=file_format == "bf16")
+        rows += measured + as_users_run_it(binary, path, c, rates, file_format)
         other.append(rest)
-    return decode, other
+    return rows, other
 
 
-def cublas_at_these_shapes(c, tokens=2048):
-    return {"cuBLAS at the prompt's shapes, TFLOP/s": shape_rate(c, tokens) / 1e12}
+def cublas_at_these_shapes(c, count=2048):
+    return {"cuBLAS at the prompt's shapes, TFLOP/s": shape_rate(c, count) / 1e12}
