@@ -47,7 +47,6 @@ impl Source for Cuda {
             "device": device.name,
             "compute_capability": format!("{}.{}", device.capability.0, device.capability.1),
             "driver_cuda": format!("{}.{}", device.driver / 1000, device.driver % 1000 / 10),
-            "nvrtc": format!("{}.{}", device.nvrtc.0, device.nvrtc.1),
         });
         manifest.environment = environment.as_object().cloned();
     }
