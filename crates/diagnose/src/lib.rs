@@ -10,6 +10,7 @@ mod edit;
 mod hypotheses;
 mod rank;
 mod scene;
+mod screen;
 mod trial;
 
 pub use edit::{At, Edit, Weight};

@@ -21,6 +21,9 @@ pub const LANES: usize = 9;
 /// Bytes of dequantised weights kept while hypotheses are tried.
 const DIAGNOSIS_MEMORY: usize = 256 << 20;
 
+/// Hypotheses listed beside a cause.
+const LISTED: usize = 5;
+
 /// Hold an engine's trace against its model.
 ///
 /// Every operation is replayed from the engine's own recorded values and its result compared with
@@ -92,7 +95,7 @@ pub fn verdict(
         .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     drop(progress);
     // The same weights are used by many hypotheses in turn.
-    let options = firstdiff_diagnose::Options { memory: DIAGNOSIS_MEMORY, lanes: LANES };
+    let options = firstdiff_diagnose::Options { memory: DIAGNOSIS_MEMORY, lanes: LANES, listed: LISTED };
     diagnose(&mut result, &evidence, options).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     match format {
         OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
