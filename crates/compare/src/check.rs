@@ -14,7 +14,7 @@ use crate::arithmetic::{self, ArithmeticUse};
 use crate::finding::{Finding, findings};
 use crate::inspection::inspect;
 use crate::measure::Measured;
-use crate::replay::{Judged, Replay, input};
+use crate::replay::{Ambiguous, Judged, Replay, input};
 use crate::tokens::{self, Tokens};
 
 /// The outcome.
@@ -59,6 +59,8 @@ pub struct Check {
     pub tokens: Option<Tokens>,
     /// The tap nearest to being wrong, and how near: 1 is the threshold.
     pub closest: Option<(String, f64)>,
+    /// Where rounding decides a choice (which expert): the engine's was followed, or both were.
+    pub ambiguous: Vec<Ambiguous>,
     /// What else a reader should know.
     pub notes: Vec<String>,
 }
@@ -101,13 +103,14 @@ pub(crate) fn check_judged(
         None => arithmetic::resolve(trace)?,
     };
     let suspicions = inspect(model, None)?.suspicions();
-    let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
+    let Replayed { mut judged, mut ambiguous } =
+        replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
     let mut doubt = None;
     if used.declared && products_are_wrong(&judged, model) {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
             let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
-            if arithmetic::is_adopted(&judged, &again) {
+            if arithmetic::is_adopted(&judged, &again.judged) {
                 doubt = Some(format!(
                     "{} leaves {} of {} values unexplained, {} would leave {}: is what is declared what the \
                      engine does?",
@@ -115,7 +118,7 @@ pub(crate) fn check_judged(
                     wrong(&judged),
                     judged.len(),
                     dearer.name,
-                    wrong(&again)
+                    wrong(&again.judged)
                 ));
                 break;
             }
@@ -124,7 +127,7 @@ pub(crate) fn check_judged(
     if !used.declared && wrong(&judged) > 0 {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
             let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
-            if !arithmetic::is_adopted(&judged, &again) {
+            if !arithmetic::is_adopted(&judged, &again.judged) {
                 continue;
             }
             used.why = format!(
@@ -133,10 +136,10 @@ pub(crate) fn check_judged(
                 wrong(&judged),
                 judged.len(),
                 dearer.name,
-                wrong(&again)
+                wrong(&again.judged)
             );
             used.profile = dearer.name.clone();
-            (arithmetic, judged) = (dearer, again);
+            (arithmetic, judged, ambiguous) = (dearer, again.judged, again.ambiguous);
             break;
         }
     }
@@ -166,7 +169,13 @@ pub(crate) fn check_judged(
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(doubt);
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
-    Ok((Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes }, judged))
+    Ok((Check { verdict, coverage, arithmetic: used, findings, tokens, closest, ambiguous, notes }, judged))
+}
+
+/// What a replay gives.
+struct Replayed {
+    judged: Vec<Judged>,
+    ambiguous: Vec<Ambiguous>,
 }
 
 fn replay(
@@ -176,7 +185,7 @@ fn replay(
     steps: &[StepInput],
     arithmetic: &Arithmetic,
     options: &CheckOptions,
-) -> Result<Vec<Judged>, Error> {
+) -> Result<Replayed, Error> {
     let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory);
     let total = model.program.ops.len();
     let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
@@ -192,7 +201,7 @@ fn replay(
     match (replay.failed, outcome) {
         (Some(error), _) => Err(error),
         (None, Err(error)) => Err(error.into()),
-        (None, Ok(())) => Ok(replay.judged),
+        (None, Ok(())) => Ok(Replayed { judged: replay.judged, ambiguous: replay.ambiguous }),
     }
 }
 

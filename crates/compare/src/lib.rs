@@ -24,7 +24,8 @@ pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameW
 pub use error::Error;
 pub use finding::{Finding, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
-pub use measure::{MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use replay::Ambiguous;
 pub use structure::Structure;
 pub use tokens::{
     BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,

@@ -20,7 +20,7 @@ mod weights;
 
 pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
 pub use error::Error;
-pub use execute::{Computed, Damping, Executor, Noise, Nothing, Repeats, StepInput, Taps};
+pub use execute::{Choice, Computed, Damping, Executor, Noise, Nothing, Repeats, StepInput, TIE, Taps};
 pub use keys::{KeyValues, visible_keys};
 pub use session::Session;
 pub use weights::Weights;
