@@ -11,9 +11,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("reference", &["model", "trace", "checkpoint", "tensor"]),
     ("engine", &["model", "trace", "checkpoint", "tensor"]),
     ("compare", &["reference", "model", "trace", "checkpoint", "tensor"]),
-    ("report", &["compare"]),
-    ("firstdiff", &["report", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"]),
-    ("dev", &["report", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"]),
+    ("diagnose", &["compare", "reference", "model", "trace", "tensor"]),
+    ("report", &["diagnose", "compare"]),
+    (
+        "firstdiff",
+        &["report", "diagnose", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"],
+    ),
+    (
+        "dev",
+        &["report", "diagnose", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"],
+    ),
 ];
 
 #[test]

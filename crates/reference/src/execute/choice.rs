@@ -10,7 +10,8 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Computed, Executor, Flight, Inputs, Taps, exact};
+use super::noise::Spread;
+use super::{Executor, Inputs, Values, exact};
 use crate::error::Error;
 
 /// What a choice was made from.
@@ -121,16 +122,10 @@ fn best<T: Real>(scores: &Tensor<T>, k: usize, turned: impl Fn(usize) -> bool) -
 }
 
 impl Executor<'_> {
-    /// Any choice: compared as such, never rounded, and followed as recorded.
-    pub(super) fn choice<T: Real>(
-        &self,
-        index: usize,
-        op: &Op,
-        inputs: &[Inputs<T>],
-        taps: &mut impl Taps<T>,
-    ) -> Result<Vec<Flight<T>>, Error> {
-        let mut outputs = Vec::with_capacity(inputs.len());
-        for (step, input) in inputs.iter().enumerate() {
+    /// The choices of an operation, step by step: never rounded.
+    pub(super) fn choose<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<Values<T>, Error> {
+        let (mut values, mut spreads) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
+        for input in inputs {
             let (exact, choice, lanes) = match &op.kind {
                 OpKind::TopK(top) => self.top(op, top, input)?,
                 OpKind::TableChoice(table) => {
@@ -140,13 +135,12 @@ impl Executor<'_> {
                 }
                 other => unreachable!("{} is no choice", other.name()),
             };
-            let computed = Computed { op: index, step, exact: &exact, noise: None, choice: choice.as_ref() };
-            outputs.push(match taps.visit(computed)? {
-                Some(value) => Flight { exact: Arc::new(value), lanes: vec![] },
-                None => Flight { exact: Arc::new(exact), lanes },
-            });
+            let edit = |(lane, t): (usize, Arc<Tensor<T>>)| input.edited(Some(lane), &t).map_or(t, Arc::new);
+            let lanes = lanes.into_iter().enumerate().map(edit).collect();
+            values.push(input.edited(None, &exact).unwrap_or(exact));
+            spreads.push(Spread { noise: None, lanes, choice });
         }
-        Ok(outputs)
+        Ok((values, spreads))
     }
 
     /// The best `k`, what they were chosen from, and each lane's own. An engine whose choice is not known
@@ -168,7 +162,7 @@ impl Executor<'_> {
             }
             scores
         };
-        let flight = input.values[0];
+        let flight = &input.values[0];
         let scores = biased(&flight.exact);
         let rows = scores.rows();
         let exact = exact::shaped(op, rows, 0, best(&scores, top.k, |_| false));

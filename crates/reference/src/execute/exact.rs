@@ -48,12 +48,12 @@ pub(super) fn compute<T: Real>(
 
 /// One execution of a mixture of experts: exact, or lane `number` of operation `turn`.
 pub(super) fn run<'a, T: Real>(
-    inputs: &Inputs<'a, T>,
+    inputs: &'a Inputs<T>,
     lane: Option<(&'a Arithmetic, Random, usize)>,
     turn: usize,
 ) -> Run<'a, T> {
     let value = |i: usize| {
-        let flight = inputs.values[i];
+        let flight = &inputs.values[i];
         lane.and_then(|(.., number)| flight.lanes.get(number)).unwrap_or(&flight.exact).as_ref()
     };
     Run { x: value(0), choice: value(1), weights: value(2), lane, turn }

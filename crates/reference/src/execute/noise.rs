@@ -11,7 +11,7 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
+use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::{input_variance, weight_variance};
@@ -23,11 +23,13 @@ use crate::random::Random;
 pub(super) struct Spread<T> {
     pub noise: Option<Noise<T>>,
     pub lanes: Vec<Arc<Tensor<T>>>,
+    /// What a choice was made from.
+    pub choice: Option<Choice>,
 }
 
 impl<T> Default for Spread<T> {
     fn default() -> Self {
-        Spread { noise: None, lanes: vec![] }
+        Spread { noise: None, lanes: vec![], choice: None }
     }
 }
 
@@ -38,14 +40,14 @@ pub(super) fn compute<T: Real>(
     index: usize,
     op: &Op,
     inputs: &[Inputs<T>],
-    exact: &[Tensor<T>],
+    (plain, edited): (&[Tensor<T>], &[Option<Tensor<T>>]),
     recorded: &[bool],
 ) -> Result<Vec<Spread<T>>, Error> {
     let sums = match &op.kind {
-        OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, exact)?,
+        OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, plain)?,
         _ => {
             let sums = |(i, y): (&Inputs<T>, &Tensor<T>)| attention_sums(arithmetic, op, i, y);
-            inputs.iter().zip(exact).map(sums).collect()
+            inputs.iter().zip(plain).map(sums).collect()
         }
     };
     let lanes = match &op.kind {
@@ -55,15 +57,28 @@ pub(super) fn compute<T: Real>(
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
     };
-    let lanes: Vec<Vec<Tensor<T>>> = lanes
+    let sums: Vec<Option<Vec<f64>>> = sums
         .into_iter()
-        .zip(exact)
+        .enumerate()
+        .map(|(s, sums)| match &edited[s] {
+            Some(edited) => edited_sums(&inputs[s], &plain[s], edited, sums?),
+            None => sums,
+        })
+        .collect();
+    let lanes = lanes.into_iter().enumerate().map(|(s, lanes)| match &edited[s] {
+        Some(_) => edited_lanes(&inputs[s], &plain[s], lanes),
+        None => lanes,
+    });
+    let exact: Vec<&Tensor<T>> =
+        plain.iter().zip(edited).map(|(plain, edited)| edited.as_ref().unwrap_or(plain)).collect();
+    let lanes: Vec<Vec<Tensor<T>>> = lanes
+        .zip(&exact)
         .zip(recorded)
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
     let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
     let repeats = repeats(op);
-    let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
+    let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
@@ -72,22 +87,50 @@ pub(super) fn compute<T: Real>(
                 return Spread {
                     noise: Some(Noise { variance, lanes, along: vec![], store, repeats, damping }),
                     lanes: vec![],
+                    choice: None,
                 };
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
-                Arc::new(stored(lanes.get(lane).unwrap_or(exact), sums.as_deref(), store, random, lane))
+                Arc::new(stored(lanes.get(lane).unwrap_or(*exact), sums.as_deref(), store, random, lane))
             });
-            Spread { noise: None, lanes: lanes.collect() }
+            Spread { noise: None, lanes: lanes.collect(), choice: None }
         })
         .collect();
-    let along = shared::along(executor, arithmetic, op, inputs, exact, &spreads)?;
+    let along = shared::along(executor, arithmetic, op, inputs, &exact, &spreads)?;
     for (spread, along) in spreads.iter_mut().zip(along) {
         if let Some(noise) = &mut spread.noise {
             noise.along = along;
         }
     }
     Ok(spreads)
+}
+
+/// The variance of sums behind an edit, to first order: what moving each element by its deviation does
+/// to the edited value. Right for whatever moves, scales, replaces or maps single elements.
+fn edited_sums<T: Real>(
+    inputs: &Inputs<T>,
+    plain: &Tensor<T>,
+    edited: &Tensor<T>,
+    sums: Vec<f64>,
+) -> Option<Vec<f64>> {
+    let mut moved = plain.clone();
+    moved.data_mut().iter_mut().zip(&sums).for_each(|(y, v)| *y += T::from_f64(v.sqrt()));
+    let moved = inputs.edited(None, &moved)?;
+    let squared = |(a, b): (&T, &T)| (a.to_f64() - b.to_f64()).powi(2);
+    (moved.len() == edited.len()).then(|| moved.data().iter().zip(edited.data()).map(squared).collect())
+}
+
+/// The lanes of a value behind an edit.
+fn edited_lanes<T: Real>(inputs: &Inputs<T>, plain: &Tensor<T>, lanes: Vec<Tensor<T>>) -> Vec<Tensor<T>> {
+    // An edit may read inputs that differ from lane to lane where the operation itself has no lanes.
+    let count = inputs.values.iter().map(|v| v.lanes.len()).max().unwrap_or(0).max(lanes.len());
+    (0..count)
+        .map(|lane| {
+            let value = lanes.get(lane).unwrap_or(plain);
+            inputs.edited(Some(lane), value).unwrap_or_else(|| value.clone())
+        })
+        .collect()
 }
 
 /// What is rounded last in an operation.
