@@ -8,6 +8,7 @@ use firstdiff_reference::Weights;
 use crate::Error;
 use crate::edit::Edit;
 use crate::hypotheses::HYPOTHESES;
+use crate::loading::unloaded;
 use crate::scene::Scene;
 use crate::screen::Screen;
 use crate::trial::{INSIDE, Places, Trial};
@@ -24,15 +25,17 @@ pub struct Options {
 }
 
 /// How much worse everything else must be than the cause that is named.
-const MARGIN: f64 = 10.0;
+pub(crate) const MARGIN: f64 = 10.0;
 /// A residual counts as at least this: one correct rounding leaves about half a floor, and less is luck.
-const ROUNDING: f64 = 0.5;
+pub(crate) const ROUNDING: f64 = 0.5;
 /// A rival leaves less than this part of the error that the model itself leaves.
 const RIVAL: f64 = 0.9;
 /// A cause must explain at least this many times what it leaves.
 const LEAST: f64 = 2.0;
 /// Residuals that differ by less than this part are one.
 const SAME: f64 = 1e-3;
+/// Elements of the largest weight that edits may replace: a copy of it takes four times as many bytes.
+const LARGEST: usize = 1 << 26;
 /// Beyond so many floors an edit is not measured exactly: ten times the margin.
 pub(crate) const FAR: f64 = 10.0 * MARGIN * INSIDE;
 
@@ -45,8 +48,8 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
     if check.findings.is_empty() {
         return Ok(());
     }
-    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, options.memory);
-    let trial = Trial { evidence, weights, lanes: options.lanes, largest: options.memory / size_of::<f32>() };
+    check.unloaded = unloaded(check, evidence, options)?;
+    let trial = trial(evidence, options);
     let mut done = Vec::new();
     let mut rest: std::collections::VecDeque<Finding> = std::mem::take(&mut check.findings).into();
     while let Some(mut finding) = rest.pop_front() {
@@ -72,6 +75,12 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
     }
     check.findings = done;
     Ok(())
+}
+
+/// Where edits are tried.
+pub(crate) fn trial<'a>(evidence: &'a Evidence<'a>, options: Options) -> Trial<'a> {
+    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, options.memory);
+    Trial { evidence, weights, lanes: options.lanes, largest: LARGEST }
 }
 
 /// Takes in the later findings that the same edit explains.
