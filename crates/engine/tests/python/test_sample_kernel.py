@@ -80,8 +80,9 @@ extern "C" void choose(const float* logits, const u32* seen, double temperature,
     static float row[VOCAB];
     static Tally tally;
     memset(&tally, 0, sizeof tally);
-    Choice c{logits, row, seen, &tally, tokens, temperature, top_p, min_p, 0, penalty, top_k};
-    team([=]() mutable {
+    const Choice whole{logits, row, seen, &tally, tokens, temperature, top_p, min_p, 0, penalty, top_k};
+    team([=] {
+        Choice c = whole;
         launch(2, [=] { sample_row(c); });
         if (temperature != 0.0) {
             if (top_k) for (int pass = 0; pass <= PASSES; pass++) launch(2, [=] { sample_top_k(c, pass); });
