@@ -35,11 +35,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// A new step over these input rows.
+    /// A new step over these input rows. Without positions, it goes on from the step before.
     pub fn step(&mut self, token_ids: &[i64], positions: &[i64]) -> StepWriter<'_> {
         let mut step = StepWriter { writer: self, entries: BTreeMap::new() };
         step.integers("token_ids", token_ids);
-        step.integers("positions", positions);
+        if !positions.is_empty() {
+            step.integers("positions", positions);
+        }
         step
     }
 
@@ -94,9 +96,15 @@ impl StepWriter<'_> {
             .insert(name.to_string(), (if wide { "F64" } else { "F32" }, value.shape().to_vec(), bytes));
     }
 
-    /// Adds a tap as the engine held it: little-endian elements of a type.
-    pub fn tap_bytes(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>) {
+    /// Adds a tap as the engine held it: little-endian elements of type `dtype`, row by row.
+    pub fn bytes(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>) {
         self.entries.insert(name.to_string(), (dtype.name(), shape.to_vec(), bytes));
+    }
+
+    /// Adds a tap of whole numbers: a choice.
+    pub fn choice<T: Real>(&mut self, name: &str, value: &Tensor<T>) {
+        let bytes = value.data().iter().flat_map(|x| (x.to_f64() as i32).to_le_bytes()).collect();
+        self.entries.insert(name.to_string(), ("I32", value.shape().to_vec(), bytes));
     }
 
     /// Writes the step under a temporary name, then renames it.
