@@ -76,7 +76,7 @@ impl Layout {
             2 * tasks(plan.ffn, plan.hidden),
             tasks(plan.hidden, plan.ffn),
             tasks(plan.vocab, plan.hidden),
-            WARPS * plan.head_dim,
+            WARPS * plan.q_dim() / plan.kv_heads,
         ];
         let sum_bytes = (tasks.into_iter().max().unwrap_or(0) * 4).next_multiple_of(16);
         let group = plan.heads / plan.kv_heads;
