@@ -4,7 +4,6 @@
 // The new token's queries of this block's group, its key and its value: normalised, turned, stored.
 __device__ __forceinline__ void rotate(const Step& p, const Shared& s, const Place& at, int phase, int warp, int lane) {
     const Layer& l = s.layers[phase / PHASES];
-    const float* angles = p.rope + (long long)at.position * HEAD_DIM;
     const bool owner = at.split == 0;
     for (int j = warp; j < GROUP + 2; j += WARPS) {
         const int head = at.kv_head * GROUP + j;
@@ -34,7 +33,7 @@ __device__ __forceinline__ void rotate(const Step& p, const Shared& s, const Pla
         const int place = is_q ? head * HEAD_DIM : at.kv_head * HEAD_DIM;
         u16* normed = owner ? tap16(p, phase, is_q ? Q_NORM : K_NORM) : 0;
         u16* turned = owner ? tap16(p, phase, is_q ? Q_ROPE : K_ROPE) : 0;
-        const float* weight = is_q ? l.q_norm : l.k_norm;
+        const float* weight = (is_q ? l.q_norm : l.k_norm) ? head_norms + (is_q ? 0 : HEAD_DIM) : 0;
         const float scale = weight ? reciprocal_root(warp_sum(squares) / HEAD_DIM + NORM_EPS) : 1.0f;
 #pragma unroll
         for (int n = 0; n < each; n++) {
@@ -48,7 +47,7 @@ __device__ __forceinline__ void rotate(const Step& p, const Shared& s, const Pla
                     normed[place + i + half] = narrow(b[n]);
                 }
             }
-            const float c = angles[i], t = angles[half + i];
+            const float c = turns[i], t = turns[half + i];
             const u16 y = narrow(a[n] * c - b[n] * t), z = narrow(b[n] * c + a[n] * t);
             out[i] = y;
             out[i + half] = z;

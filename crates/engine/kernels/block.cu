@@ -48,12 +48,7 @@ __device__ __forceinline__ void refill(Ring& r, const Step& p, const Place& at, 
                                        int lane) {
     // All lanes have read the slot.
     __syncwarp();
-    if (lane == 0) {
-        u64 from;
-        u32 bytes;
-        if (feed_next(r.feed, p, at, layers, warp, from, bytes))
-            slot_fill(r.slots + r.at * SLOT, r.full + r.at * 8, from, bytes);
-    }
+    feed_slot(r.feed, p, at, layers, warp, lane, r.slots + r.at * SLOT, r.full + r.at * 8);
     if (++r.at == SLOTS) {
         r.at = 0;
         r.parity ^= 1;
@@ -87,8 +82,16 @@ constexpr int NORM_ROUNDS = (D_MODEL / 2 + THREADS - 1) / THREADS;
 struct NormWeights {
     float2 of[NORM_ROUNDS];
 };
+__shared__ float head_norms[2 * HEAD_DIM];  // of queries, then of keys
+__shared__ float turns[HEAD_DIM];            // cosines, then sines, of the step's position
+
 __device__ __forceinline__ void read_norm(const Step& p, const Shared& s, int phase, NormWeights& w) {
     const int kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
+    if (kind == ATTENTION) {
+        const Layer& l = s.layers[phase / PHASES];
+        for (int i = threadIdx.x; l.q_norm && i < 2 * HEAD_DIM; i += THREADS)
+            head_norms[i] = i < HEAD_DIM ? __ldg(l.q_norm + i) : __ldg(l.k_norm + i - HEAD_DIM);
+    }
     if (kind != QKV && kind != GATE_UP && kind != PHASES) return;
     const float* from = kind == QKV       ? s.layers[phase / PHASES].attn_norm
                         : kind == GATE_UP ? s.layers[phase / PHASES].mlp_norm

@@ -83,8 +83,10 @@ __device__ __forceinline__ void grid_barrier(u32* counter, u32 target) {
             if (seen >= target) break;
         }
 #else
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+        // Acquired once, at the end: an acquiring load would throw the cache away at every look.
+        do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
         while ((int)(seen - target) < 0);
+        asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
     }
     __syncthreads();
@@ -125,15 +127,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM) decode(const __gri
 #endif
     at.position = p.position >= 0 ? p.position : __ldcg(p.state);
     const int token = p.token >= 0 ? p.token : __ldcg(p.state + 1);
-    if (lane == 0) {
-        feed_start(ring.feed, p, warp);
-        for (int i = 0; i < SLOTS; i++) {
-            u64 from;
-            u32 bytes;
-            if (feed_next(ring.feed, p, at, s.layers, warp, from, bytes))
-                slot_fill(ring.slots + i * SLOT, ring.full + i * 8, from, bytes);
-        }
-    }
+    feed_start(ring.feed, p, warp, lane);
+#pragma unroll 1
+    for (int i = 0; i < SLOTS; i++)
+        feed_slot(ring.feed, p, at, s.layers, warp, lane, ring.slots + i * SLOT, ring.full + i * 8);
+    for (int i = threadIdx.x; i < HEAD_DIM; i += THREADS)
+        turns[i] = __ldg(p.rope + (long long)at.position * HEAD_DIM + i);
     __syncwarp();
 #if CHAINED
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -148,6 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM) decode(const __gri
 #endif
     NormWeights norm;
     read_norm(p, s, p.first, norm);
+    __syncthreads();
     for (int phase = p.first; phase < p.last; phase++) {
         const int kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
         if (kind == ATTENTION) {

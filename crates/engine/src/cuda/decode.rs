@@ -86,7 +86,7 @@ impl Layout {
             + (group + 2) * plan.head_dim * 2
             + (32 + 2 * WARPS * group) * 4;
         // The kernel's own variables of this kind take a little as well.
-        let fits = room.saturating_sub(rest + 1024) / (WARPS * (SLOT + 8));
+        let fits = room.saturating_sub(rest + 4096) / (WARPS * (SLOT + 8));
         let slots = fits.min(most);
         if slots < 2 {
             let what = format!("its vectors leave no room in the GPU's {room} bytes of shared memory");
