@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
 use firstdiff_model::Program;
-use firstdiff_reference::{Executor, Predicted, Weights};
+use firstdiff_reference::{Executor, Predicted, Site, Weights};
 
 use crate::Error;
 use crate::edit::{Applied, Edit, Weight};
@@ -60,7 +60,12 @@ impl<'a> Trial<'a> {
         let executor = Executor { weights: &weights, ..executor };
         let applied = Applied { edit, weights: &self.weights, evidence: self.evidence };
         let steps = &self.evidence.steps;
-        Ok(Some(executor.segment(steps, places, self.evidence, &applied, inner)?))
+        let mut predicted = executor.segment(steps, places, self.evidence, &applied, inner)?;
+        for p in predicted.iter_mut().filter(|p| places.contains(&(p.op, p.step))) {
+            let site = Site { index: p.op, op: &program.ops[p.op], step: p.step, steps, kept: 0 };
+            applied.lose(&site, &mut p.exact);
+        }
+        Ok(Some(predicted))
     }
 
     /// The error that `edit` leaves at the worst of `places`, in noise floors; the largest there is where
@@ -88,11 +93,17 @@ impl<'a> Trial<'a> {
     }
 }
 
+/// The error, relative to the value, beyond which a prediction is none.
+const HALF: f64 = 0.5;
+
 /// Where healthy ends, in the unit of [`residual`].
 pub(crate) const INSIDE: f64 = THRESHOLDS.whole;
 
 /// The error of the worst part, in noise floors of a whole value: parts, factors and offsets count by
 /// how near they are to being wrong.
 pub(crate) fn residual(measured: &Measured) -> f64 {
-    if measured.non_finite > 0 { MAX_RATIO } else { (measured.severity() * INSIDE).min(MAX_RATIO) }
+    // Weights of absurd sizes have noise in which everything drowns: what leaves half of the value is no
+    // explanation, whatever its noise.
+    let drowned = measured.non_finite == 0 && !(measured.rel_l2 <= HALF);
+    if measured.non_finite > 0 || drowned { MAX_RATIO } else { (measured.severity() * INSIDE).min(MAX_RATIO) }
 }
