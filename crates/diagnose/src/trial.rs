@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
 use firstdiff_model::Program;
-use firstdiff_reference::{Arithmetic, Executor, Predicted, Site, Weights};
+use firstdiff_reference::{Arithmetic, Executor, Predicted, Recorded as _, Site, Weights};
 use firstdiff_tensor::Tensor;
 
 use crate::Error;
@@ -64,7 +64,15 @@ impl<'a> Trial<'a> {
             lanes: if arithmetic.is_some() { self.lanes } else { 0 },
             progress: None,
         };
-        let ops: BTreeSet<usize> = executor.needed(places, self.evidence).iter().map(|p| p.0).collect();
+        let needed = executor.needed(places, self.evidence);
+        // An edited program may read what comes later: only where that is recorded.
+        let there = |&(op, step): &(usize, usize)| {
+            program.ops[op].inputs.iter().all(|input| input.0 < op || self.evidence.has(input.0, step))
+        };
+        if edited.is_some() && !needed.iter().all(there) {
+            return Ok(None);
+        }
+        let ops: BTreeSet<usize> = needed.iter().map(|p| p.0).collect();
         let mut replaced = HashMap::new();
         for &op in &ops {
             for (name, shape) in program.ops[op].kind.weights() {
@@ -131,5 +139,4 @@ pub(crate) fn residual(measured: &Measured) -> f64 {
     // explanation, whatever its noise.
     let least = if measured.rel_l2 <= HALF { 0.0 } else { FAR };
     if measured.non_finite > 0 { MAX_RATIO } else { (measured.severity() * INSIDE).clamp(least, MAX_RATIO) }
-}
 }

@@ -39,8 +39,14 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         Edit::new(format!("{tap} passes through float16, whose range ends at 65504"))
             .output(move |at, _, value| {
                 (at.tap() == also).then_some(())?;
+                let engine = at.recorded(at.site.index, at.site.step).filter(|e| e.len() == value.len());
                 let mut out = value.clone();
-                out.data_mut().iter_mut().filter(|x| x.abs() < LIMIT).for_each(|x| *x = Float::F16.round(*x));
+                for (i, x) in out.data_mut().iter_mut().enumerate().filter(|(_, x)| x.abs() < LIMIT) {
+                    // Where rounding before decides to which side a number goes, the engine may go to either.
+                    let own = engine.as_ref().map(|e| e.data()[i]).filter(|e| Float::F16.round(*e) == *e);
+                    let tie = own.filter(|e| (e - *x).abs() <= 0.51 * Float::F16.ulp(*x));
+                    *x = tie.unwrap_or_else(|| Float::F16.round(*x));
+                }
                 Some(out)
             })
             .lost(beyond(tap)),

@@ -44,14 +44,22 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 }
             }));
         }
-        edits.push(Edit::new("the activated gate is written over up, and multiplied by itself").output(|at, inputs, value| {
-            let OpKind::GatedAct(act) = &at.op().kind else { return None };
-            let mut out = value.clone();
-            for (out, gate) in out.data_mut().iter_mut().zip(inputs.first()?.data()) {
-                *out = activated(act.activation, *gate)?.powi(2);
-            }
-            Some(out)
-        }));
+        edits.push(
+            Edit::new("the activated gate is written over up, and multiplied by itself")
+                .ops(|op| {
+                    if matches!(op.kind, OpKind::GatedAct(_)) {
+                        op.inputs[1] = op.inputs[0];
+                    }
+                })
+                .input(|at, number, gate| {
+                    let OpKind::GatedAct(act) = &at.op().kind else { return None };
+                    let mut out = gate.clone();
+                    for x in out.data_mut() {
+                        *x = at.stored(activated(act.activation, *x)?);
+                    }
+                    (number == 1).then_some(out)
+                }),
+        );
     }
     edits
 }

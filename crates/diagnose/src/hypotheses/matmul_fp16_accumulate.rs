@@ -44,8 +44,10 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         let mut out = value.clone();
         for (y, x) in out.data_mut().chunks_mut(linear.output).zip(x.data().chunks(linear.input)) {
             for (o, (y, w)) in y.iter_mut().zip(w.chunks(linear.input)).enumerate() {
-                let sum = x.iter().zip(w).fold(0.0, |sum, (x, w)| Float::F16.round(sum + x * f64::from(*w)));
-                *y = sum + bias.as_ref().map_or(0.0, |b| f64::from(b[o]));
+                // Products and sums as float32 hardware makes them, then rounded.
+                let add = |sum: f32, (x, w): (&f64, &f32)| Float::F16.round(f64::from(sum + *x as f32 * w)) as f32;
+                let sum = x.iter().zip(w).fold(0.0, add);
+                *y = f64::from(sum + bias.as_ref().map_or(0.0, |b| b[o]));
             }
         }
         Some(out)

@@ -114,6 +114,7 @@ hypotheses! {
     awq_fold_wrong_norm => "awq-fold-wrong-norm",
     matmul_partial_reduction => "matmul-partial-reduction",
     batch_row_corruption => "batch-row-corruption",
+    cross_request_contamination => "cross-request-contamination",
     kernel_int32_offset => "kernel-int32-offset",
     embedding_gather_tail => "embedding-gather-tail",
     embed_scale_missing => "embed-scale-missing",

@@ -25,21 +25,29 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if scene.find(|k| matches!(k, OpKind::RmsNorm(_) | OpKind::Add(_))).is_none() {
         return vec![];
     }
-    vec![
-        Edit::new("the second norm is applied to attention's output before it is added, and not before the MLP")
+    // Orders in which an operation reads a later one can only be tried where that one is recorded.
+    let Some(block) = found(scene.program()).into_iter().next() else { return vec![] };
+    let recorded = |op: usize| scene.recorded(op, scene.step).is_some();
+    let mut edits = Vec::new();
+    if recorded(block.norm) {
+        edits.push(Edit::new("the second norm is applied to attention's output before it is added, and not before the MLP")
             .program(|program| blocks(program, |p, block| {
                 p.ops[block.norm].inputs = vec![block.branch];
                 read_by(p, block, block.stream);
                 replace(p, block.sum, block.branch, Value(block.norm));
-            })),
-        Edit::new("the second norm is applied to the MLP's output, and not before the MLP")
+            })));
+    }
+    if block.out.is_some_and(|out| recorded(out.0)) {
+        edits.push(Edit::new("the second norm is applied to the MLP's output, and not before the MLP")
             .program(|program| blocks(program, |p, block| {
                 let Some(out) = block.out else { return };
                 p.ops[block.norm].inputs = vec![out];
                 read_by(p, block, block.stream);
                 replace(p, block.end, out, Value(block.norm));
-            })),
-        Edit::new("norms come after the additions, N(h + f(h)), and not before the branches").program(|program| {
+            })));
+    }
+    if recorded(block.sum) && recorded(block.end) && recorded(block.first) {
+        edits.push(Edit::new("norms come after the additions, N(h + f(h)), and not before the branches").program(|program| {
             let found: Vec<Block> = found(program);
             for block in &found {
                 let first = program.ops[block.first].inputs.clone();
@@ -56,8 +64,9 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 program.ops[block.norm].inputs = vec![Value(block.end)];
                 replace(program, block.end, block.stream, Value(block.first));
             }
-        }),
-    ]
+        }));
+    }
+    edits
 }
 
 /// The parts of a layer that orders of norms differ in.

@@ -16,9 +16,9 @@
 //!
 //! Norm, then rotate.
 
-use firstdiff_model::ops::Rope;
+use std::collections::HashMap;
+
 use firstdiff_model::{OpKind, Program, RopeFrequencies, Value};
-use firstdiff_tensor::Tensor;
 
 use crate::scene::short;
 use crate::{Edit, Scene};
@@ -36,24 +36,34 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     }
     if scene.find_tap("q_norm").or(scene.find_tap("k_norm")).is_some() && !pairs(scene.program()).is_empty() {
         // As modules: what the norm gives is rotated already, and is not rotated again.
-        let ropes: Vec<(usize, Rope)> = pairs(scene.program())
-            .into_iter()
-            .filter_map(|(norm, rope)| match &scene.program().ops[rope].kind {
-                OpKind::Rope(kind) => Some((norm, kind.clone())),
-                _ => None,
-            })
-            .collect();
+        let mut norms = HashMap::new();
+        for (index, _) in pairs(scene.program()) {
+            if let OpKind::RmsNorm(norm) = &scene.program().ops[index].kind {
+                norms.insert(index, norm.clone());
+            }
+        }
         edits.push(
             Edit::new("heads are normalised after the rotation")
-                .ops(|op| {
-                    if let OpKind::Rope(rope) = &mut op.kind {
-                        rope.frequencies = RopeFrequencies::Fixed(vec![0.0; rope.dim / 2]);
-                        rope.amplitude = 1.0;
+                .program(|program| {
+                    for (norm, rope) in pairs(program) {
+                        let kind = program.ops[rope].kind.clone();
+                        if let OpKind::Rope(rope) = &mut program.ops[rope].kind {
+                            rope.frequencies = RopeFrequencies::Fixed(vec![0.0; rope.dim / 2]);
+                            rope.amplitude = 1.0;
+                        }
+                        program.ops[norm].kind = kind;
                     }
                 })
-                .input(move |at, _, x| {
-                    let (_, rope) = ropes.iter().find(|(norm, _)| *norm == at.site.index)?;
-                    Some(rotated(x, rope, &at.site.steps[at.site.step].positions, |x| at.stored(x)))
+                .output(move |at, _, value| {
+                    let norm = norms.get(&at.site.index)?;
+                    let weight = at.weight(&norm.weight)?;
+                    let mut out = value.clone();
+                    for head in out.data_mut().chunks_mut(norm.dim) {
+                        let mean = head.iter().map(|x| x * x).sum::<f64>() / norm.dim as f64;
+                        let scale = (mean + norm.eps).powf(-0.5);
+                        head.iter_mut().zip(weight.iter()).for_each(|(x, w)| *x *= scale * f64::from(*w));
+                    }
+                    Some(out)
                 }),
         );
     }
@@ -67,23 +77,4 @@ fn pairs(program: &Program) -> Vec<(usize, usize)> {
         .filter(|&i| matches!(program.ops[i].kind, OpKind::Rope(_)))
         .filter_map(|i| Some((norm(i)?.0, i)))
         .collect()
-}
-
-/// Rows `[T, heads D]`, each head rotated.
-fn rotated(x: &Tensor<f64>, rope: &Rope, positions: &[u32], stored: impl Fn(f64) -> f64) -> Tensor<f64> {
-    let frequencies = rope.frequencies.at(positions.iter().copied().max().unwrap_or(0));
-    let (half, mut out) = (rope.dim / 2, x.clone());
-    let width = rope.heads * rope.dim;
-    for ((out, x), &position) in out.data_mut().chunks_mut(width).zip(x.data().chunks(width)).zip(positions) {
-        for (i, f) in frequencies.iter().enumerate().take(half) {
-            let (sine, cosine) = (f64::from(position) * f).sin_cos();
-            let (sine, cosine) = (stored(sine * rope.amplitude), stored(cosine * rope.amplitude));
-            for head in (0..rope.heads).map(|head| head * rope.dim) {
-                let (a, b) = (x[head + i], x[head + i + half]);
-                out[head + i] = stored(stored(a * cosine) - stored(b * sine));
-                out[head + i + half] = stored(stored(b * cosine) + stored(a * sine));
-            }
-        }
-    }
-    out
 }

@@ -26,13 +26,15 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     vec![Edit::new("heads are normalised together").output(|at, inputs, value| {
         let OpKind::RmsNorm(norm) = &at.op().kind else { return None };
         let width = norm.heads? * norm.dim;
-        let (x, w) = (inputs.first()?, at.weight(&norm.weight)?);
+        let x = inputs.first()?;
+        // From the right value, whose roundings come along.
         let mut out = value.clone();
         for (out, x) in out.data_mut().chunks_mut(width).zip(x.data().chunks(width)) {
-            let mean = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
-            let scale = (mean + norm.eps).powf(-0.5);
-            for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
-                *out = x * scale * f64::from(w[i % norm.dim]);
+            let root = |x: &[f64]| (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + norm.eps).sqrt();
+            let all = root(x);
+            for (out, x) in out.chunks_mut(norm.dim).zip(x.chunks(norm.dim)) {
+                let factor = root(x) / all;
+                out.iter_mut().for_each(|y| *y *= factor);
             }
         }
         Some(out)

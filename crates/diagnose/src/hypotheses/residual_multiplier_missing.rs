@@ -35,7 +35,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         Edit::new(detail).fitted(parameters).input(move |at, number, x| {
             (matches!(at.op().kind, OpKind::Add(_)) && number == 1).then_some(())?;
             let mut out = x.clone();
-            out.data_mut().iter_mut().for_each(|x| *x = at.stored(*x * factor));
+            out.data_mut().iter_mut().for_each(|x| *x = at.stored(f64::from(*x as f32 * factor as f32)));
             Some(out)
         })
     };

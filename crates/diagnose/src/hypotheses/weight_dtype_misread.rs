@@ -34,7 +34,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
 /// sum decides.
 fn overflown(at: &At, value: &Tensor<f64>) -> Option<Vec<bool>> {
     let engine = at.recorded(at.site.index, at.site.step)?;
-    let end = value.data().iter().any(|y| y.abs() > 1e36);
+    let end = value.data().iter().any(|y| y.abs() > 1e36) && engine.data().iter().any(|x| x.is_finite());
     (end && engine.shape() == value.shape()).then(|| engine.data().iter().map(|x| !x.is_finite()).collect())
 }
 
