@@ -147,7 +147,11 @@ fn gather(evidence: &Evidence, op: usize, step: usize) -> Result<Exported> {
     }
     let row = |values: Vec<f64>| Tensor::new([values.len()], values);
     let rows = &evidence.steps[step];
-    inputs.insert("positions".into(), row(rows.positions.iter().map(|p| f64::from(*p)).collect())?);
+    let steps: BTreeSet<usize> = needed.iter().map(|p| p.1).chain([step]).collect();
+    for at in steps {
+        let name = if at == step { "positions".to_string() } else { format!("{at}:positions") };
+        inputs.insert(name, row(evidence.steps[at].positions.iter().map(|p| f64::from(*p)).collect())?);
+    }
     inputs.insert("token_ids".into(), row(rows.token_ids.iter().map(|t| *t as f64).collect())?);
     let tap = program.ops[op].tap.clone();
     let engine = evidence.value(op, step)?.context("the operation is not recorded")?;
