@@ -38,6 +38,10 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     };
     let known = KNOWN.iter().filter(|t| **t != model);
     let mut edits: Vec<Edit> = known.flat_map(|&theta| edit(theta, 0)).collect();
+    if let RopeFrequencies::Dynamic { .. } = rope.frequencies {
+        let detail = format!("theta {} at every length, where the model raises it", short_number(model));
+        edits.extend(with_frequencies(scene, &detail, 0, &plain(model, rope.dim)));
+    }
     if let Some(theta) = fitted(scene, rope.dim).filter(|t| !KNOWN.contains(t) && (t / model - 1.0).abs() > 1e-6) {
         edits.extend(edit(theta, 1));
     }
