@@ -15,7 +15,8 @@
 //!
 //! Take the type from the file; norm weights often keep float32 when matrices do not.
 
-use super::weight_dtype_misread::ways;
+use super::weight_dtype_misread::{Way, held_in_float, ways};
+use crate::edit::Weight;
 use crate::{Edit, Scene};
 
 use firstdiff_model::OpKind;
@@ -23,8 +24,12 @@ use firstdiff_model::OpKind;
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let Some((_, op)) = scene.find(|k| matches!(k, OpKind::RmsNorm(_))) else { return vec![] };
     let Some(format) = op.kind.weights().first().and_then(|(name, _)| scene.format(name)) else { return vec![] };
-    let edit = |&(what, how): &super::weight_dtype_misread::Way| {
-        Edit::new(format!("norm weights: {what}")).weight(move |w| (w.shape.len() == 1 && w.name.contains("norm")).then(|| how(w)).flatten())
+    // Norm weights are often held in float32, however the file stores them.
+    let held: [Way; 1] = [("held in float32, read as bfloat16", held_in_float)];
+    let held = held.iter().filter(|_| format != "F32");
+    let edit = |&(what, how): &Way| {
+        let norm = |w: &Weight| w.shape.len() == 1 && w.name.contains("norm");
+        Edit::new(format!("norm weights: {what}")).weight(move |w| norm(w).then(|| how(w)).flatten())
     };
-    ways(format).iter().map(edit).collect()
+    ways(format).iter().chain(held).map(edit).collect()
 }

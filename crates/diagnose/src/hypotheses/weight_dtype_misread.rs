@@ -76,6 +76,11 @@ fn exchanged(w: &Weight, size: usize) -> Option<Vec<f32>> {
     Some(values.into_iter().map(finite).collect())
 }
 
+/// The first half of the bytes that its values take in float32, read as bfloat16.
+pub(super) fn held_in_float(w: &Weight) -> Option<Vec<f32>> {
+    halves(w, brain)
+}
+
 /// The first half of the bytes, as so many numbers of half the width.
 fn halves(w: &Weight, f: fn(u16) -> f32) -> Option<Vec<f32>> {
     let values = w.decoded(|_| {})?;
