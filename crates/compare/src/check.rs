@@ -200,7 +200,8 @@ fn replay(
     arithmetic: &Arithmetic,
     options: &CheckOptions,
 ) -> Result<Vec<Judged>, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory);
+    let weights =
+        Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
     let total = model.program.ops.len();
     let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
     let executor = Executor {

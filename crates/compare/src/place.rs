@@ -9,6 +9,9 @@ pub(crate) fn noun(axis: Axis) -> &'static str {
         Axis::Keys => "key",
         Axis::Heads(_) => "head",
         Axis::Channels(_) => "channel",
+        Axis::Choices(_) => "choice",
+        Axis::Entries(_) | Axis::NewEntries(_) => "entry",
+        Axis::Candidates(_) => "candidate",
     }
 }
 

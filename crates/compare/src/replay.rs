@@ -56,7 +56,7 @@ impl Replay<'_> {
 
     /// Whether a value was computed from one that is not finite, in this step or by way of a cache.
     fn inherits_poison(&self, op: usize, step: usize) -> bool {
-        let cached = matches!(self.program.ops[op].kind, OpKind::Cache(_));
+        let cached = self.program.ops[op].kind.state().is_some();
         let earlier = cached && step.checked_sub(1).is_some_and(|s| self.poisoned[s][op]);
         earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
     }
@@ -125,7 +125,7 @@ impl Taps<f64> for Replay<'_> {
                 });
             }
         };
-        let Some(noise) = computed.noise else { return Ok(Some(value)) };
+        let Some(noise) = computed.noise.filter(|_| !value.is_empty()) else { return Ok(Some(value)) };
         let (exact, noise) = last(computed.exact, noise, value.shape());
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);

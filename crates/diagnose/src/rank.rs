@@ -40,7 +40,9 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
     if check.findings.is_empty() {
         return Ok(());
     }
-    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, options.memory);
+    let model = evidence.model;
+    let weights =
+        Weights::new(&model.checkpoint, evidence.arithmetic.weights, options.memory).of(&model.program);
     let trial = Trial { evidence, weights, lanes: options.lanes };
     let mut done = Vec::new();
     let mut rest: std::collections::VecDeque<Finding> = std::mem::take(&mut check.findings).into();

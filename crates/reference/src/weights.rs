@@ -1,11 +1,12 @@
 //! Weights: mapped, dequantised when used, kept while a memory budget lasts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
+use firstdiff_model::Program;
 use firstdiff_tensor::{Float, Real};
 use rayon::prelude::*;
 
@@ -20,6 +21,8 @@ pub struct Weights<'m> {
     budget: usize,
     used: Arc<AtomicUsize>,
     kept: Arc<Mutex<HashMap<String, Arc<Vec<f32>>>>>,
+    /// Names of weights that are not rounded.
+    wide: Arc<HashSet<String>>,
     /// Values used in place of the file's.
     edited: HashMap<String, Arc<Vec<f32>>>,
 }
@@ -34,14 +37,23 @@ impl<'m> Weights<'m> {
             budget,
             used: Arc::default(),
             kept: Arc::default(),
+            wide: Arc::default(),
             edited: HashMap::new(),
         }
     }
 
+    /// The same, where those that `program` holds in f32 are not rounded.
+    #[must_use]
+    pub fn of(self, program: &Program) -> Weights<'m> {
+        let wide = program.wide_weights().into_iter().map(String::from).collect();
+        Weights { wide: Arc::new(wide), ..self }
+    }
+
     /// The same weights with some replaced; those have the file's shapes. What is kept is shared.
     pub fn edited(&self, edited: HashMap<String, Arc<Vec<f32>>>) -> Weights<'m> {
-        let Weights { checkpoint, round, budget, ref used, ref kept, .. } = *self;
-        Weights { checkpoint, round, budget, used: used.clone(), kept: kept.clone(), edited }
+        let Weights { checkpoint, round, budget, ref used, ref kept, ref wide, .. } = *self;
+        let (used, kept, wide) = (used.clone(), kept.clone(), wide.clone());
+        Weights { checkpoint, round, budget, used, kept, wide, edited }
     }
 
     /// A whole weight, as operations use it.
@@ -54,7 +66,7 @@ impl<'m> Weights<'m> {
             return Ok(values);
         }
         let mut values = self.checkpoint.read(info)?;
-        self.round(&mut values);
+        self.round(name, &mut values);
         Ok(Arc::new(values))
     }
 
@@ -80,7 +92,7 @@ impl<'m> Weights<'m> {
             Some(values) => values.iter().map(|&x| T::from_f32(x)).collect(),
             None => {
                 let mut values = self.checkpoint.read(info)?;
-                self.round(&mut values);
+                self.round(name, &mut values);
                 values.into_iter().map(T::from_f32).collect()
             }
         };
@@ -104,7 +116,7 @@ impl<'m> Weights<'m> {
                 continue;
             }
             self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
-            self.round(&mut buffer);
+            self.round(name, &mut buffer);
             out.extend(buffer.iter().map(|&x| T::from_f32(x)));
         }
         Ok(out)
@@ -118,6 +130,31 @@ impl<'m> Weights<'m> {
         map: Option<fn(f32) -> f32>,
     ) -> Result<Vec<T>, Error> {
         self.with_rows(name, |shape, rows| matmul::with_weight(x, shape, rows, map))
+    }
+
+    /// Products of groups: row `t` of `x` holds one part for each group, and the weight one matrix for
+    /// each, one below the other. `[T, rows of the weight]`.
+    pub(crate) fn grouped_product<T: Real>(
+        &self,
+        name: &str,
+        x: &[T],
+        groups: usize,
+        map: Option<fn(f32) -> f32>,
+    ) -> Result<Vec<T>, Error> {
+        self.with_rows(name, |(n, k), source| {
+            let (rows, tokens) = (n / groups, x.len() / (groups * k).max(1));
+            let mut out = vec![T::ZERO; tokens * n];
+            for group in 0..groups {
+                let part: Vec<T> =
+                    x.chunks(groups * k).flat_map(|x| x[group * k..(group + 1) * k].iter().copied()).collect();
+                let source = Below { source, first: group * rows };
+                let y = matmul::with_weight(&part, (rows, k), &source, map)?;
+                for (out, y) in out.chunks_mut(n).zip(y.chunks(rows)) {
+                    out[group * rows..(group + 1) * rows].copy_from_slice(y);
+                }
+            }
+            Ok(out)
+        })
     }
 
     /// `y w`: the transposed product.
@@ -134,7 +171,7 @@ impl<'m> Weights<'m> {
         let info = self.info(name)?;
         let (n, k) = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product::<usize>());
         let kept = self.keep(info)?;
-        let mapped = if self.round.is_none() { self.checkpoint.mapped_f32(info) } else { None };
+        let mapped = if self.rounding(name).is_none() { self.checkpoint.mapped_f32(info) } else { None };
         let whole = kept.as_ref().map(|v| v.as_slice()).or(mapped);
         f((n, k), &Rows { weights: self, info, whole, width: k })
     }
@@ -150,7 +187,7 @@ impl<'m> Weights<'m> {
             return Ok(Some(values.clone()));
         }
         let bytes = info.len() * size_of::<f32>();
-        let mapped = self.round.is_none() && self.checkpoint.mapped_f32(info).is_some();
+        let mapped = self.rounding(&info.name).is_none() && self.checkpoint.mapped_f32(info).is_some();
         let taken = self.used.fetch_add(bytes, Ordering::Relaxed);
         if mapped || taken.saturating_add(bytes) > self.budget {
             self.used.fetch_sub(bytes, Ordering::Relaxed);
@@ -161,7 +198,7 @@ impl<'m> Weights<'m> {
         let rows = (256 * 1024 / width).max(1);
         values.par_chunks_mut(rows * width).enumerate().try_for_each(|(i, out)| {
             self.checkpoint.read_rows(info, i * rows..i * rows + out.len() / width, out)?;
-            self.round(out);
+            self.round(&info.name, out);
             Ok::<(), Error>(())
         })?;
         let values = Arc::new(values);
@@ -169,8 +206,13 @@ impl<'m> Weights<'m> {
         Ok(Some(values))
     }
 
-    fn round(&self, values: &mut [f32]) {
-        if let Some(format) = self.round {
+    /// The format to which a weight is rounded.
+    fn rounding(&self, name: &str) -> Option<Float> {
+        self.round.filter(|_| !self.wide.contains(name))
+    }
+
+    fn round(&self, name: &str, values: &mut [f32]) {
+        if let Some(format) = self.rounding(name) {
             values.iter_mut().for_each(|x| *x = format.round(f64::from(*x)) as f32);
         }
     }
@@ -191,7 +233,19 @@ impl RowSource for Rows<'_, '_> {
         }
         buffer.resize(rows.len() * self.width, 0.0);
         self.weights.checkpoint.read_rows(self.info, rows, buffer)?;
-        self.weights.round(buffer);
+        self.weights.round(&self.info.name, buffer);
         Ok(buffer)
+    }
+}
+
+/// The rows of a source from `first` on.
+struct Below<'s, S> {
+    source: &'s S,
+    first: usize,
+}
+
+impl<S: RowSource> RowSource for Below<'_, S> {
+    fn rows<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        self.source.rows(rows.start + self.first..rows.end + self.first, buffer)
     }
 }

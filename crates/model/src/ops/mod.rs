@@ -10,6 +10,20 @@ mod gated_act;
 mod linear;
 mod rms_norm;
 mod rope;
+mod wide_norm;
+mod visible_keys;
+mod tail_rope;
+mod streams;
+mod sink_probs;
+mod pool;
+mod join_keys;
+mod index_top_k;
+mod index_scores;
+mod hc_weights;
+mod hc_expand;
+mod hc_collapse;
+mod grouped_linear;
+mod entry_cache;
 
 pub use add::Add;
 pub use attn_heads::AttnHeads;
@@ -21,6 +35,20 @@ pub use gated_act::{Activation, GatedAct};
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
+pub use wide_norm::WideNorm;
+pub use visible_keys::VisibleKeys;
+pub use tail_rope::TailRope;
+pub use streams::Streams;
+pub use sink_probs::SinkProbs;
+pub use pool::Pool;
+pub use join_keys::JoinKeys;
+pub use index_top_k::IndexTopK;
+pub use index_scores::IndexScores;
+pub use hc_weights::{HcPart, HcWeights};
+pub use hc_expand::HcExpand;
+pub use hc_collapse::HcCollapse;
+pub use grouped_linear::GroupedLinear;
+pub use entry_cache::EntryCache;
 
 use crate::program::Axis;
 
@@ -74,4 +102,59 @@ op_kinds! {
     Add => "add",
     /// Activation times gate.
     GatedAct => "gated_act",
+    /// One hidden state as several residual streams.
+    Streams => "hc_streams",
+    /// Weights of a hyper-connection.
+    HcWeights => "hc_weights",
+    /// Residual streams into a branch.
+    HcCollapse => "hc_collapse",
+    /// A branch back into the residual streams.
+    HcExpand => "hc_expand",
+    /// Root-mean-square normalisation, rounded once.
+    WideNorm => "rms_norm",
+    /// Rotary position embedding of the last channels, in neighbouring pairs.
+    TailRope => "rope",
+    /// Tokens into compressed entries.
+    Pool => "pool",
+    /// Append to the compressed entries.
+    EntryCache => "entry_cache",
+    /// Keys and compressed entries one after the other.
+    JoinKeys => "join_keys",
+    /// How well compressed entries suit each token.
+    IndexScores => "index_scores",
+    /// The best of the compressed entries.
+    IndexTopK => "index_topk",
+    /// What each token sees.
+    VisibleKeys => "visible_keys",
+    /// Mask and softmax with a sink.
+    SinkProbs => "attn_probs",
+    /// Matrix products of groups of channels.
+    GroupedLinear => "grouped_linear",
+}
+
+/// What an operation with state keeps from step to step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Rows are compressed entries of so many tokens each; `None`: tokens.
+    pub ratio: Option<usize>,
+    /// Heads of each row.
+    pub heads: usize,
+    /// Head size.
+    pub dim: usize,
+}
+
+impl OpKind {
+    /// Whether the operation's weights are held in f32 whatever format activations are stored in.
+    pub fn has_wide_weights(&self) -> bool {
+        matches!(self, OpKind::WideNorm(_) | OpKind::HcWeights(_) | OpKind::Pool(_) | OpKind::SinkProbs(_))
+    }
+
+    /// What the operation keeps; `None` for those without state.
+    pub fn state(&self) -> Option<State> {
+        match self {
+            OpKind::Cache(cache) => Some(State { ratio: None, heads: cache.heads, dim: cache.dim }),
+            OpKind::EntryCache(cache) => Some(State { ratio: Some(cache.ratio), heads: 1, dim: cache.dim }),
+            _ => None,
+        }
+    }
 }

@@ -4,7 +4,7 @@ use firstdiff_model::ops::Linear;
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 
-use super::Inputs;
+use super::{Inputs, compressed};
 use crate::error::Error;
 use crate::kernels::{self, Rounding, attention};
 use crate::keys::KeyLabel;
@@ -107,7 +107,19 @@ pub(super) fn pointwise<T: Real>(
             let (gate, up) = (kernels::tail(first, rows), kernels::tail(values[1], rows));
             shaped(op, rows, 0, kernels::gated_act(gate, up, act.activation, rounding))
         }
-        OpKind::Linear(_) | OpKind::Embed(_) | OpKind::Cache(_) => {
+        OpKind::Streams(_)
+        | OpKind::HcWeights(_)
+        | OpKind::HcCollapse(_)
+        | OpKind::HcExpand(_)
+        | OpKind::WideNorm(_)
+        | OpKind::TailRope(_)
+        | OpKind::Pool(_)
+        | OpKind::JoinKeys(_)
+        | OpKind::IndexScores(_)
+        | OpKind::VisibleKeys(_)
+        | OpKind::SinkProbs(_)
+        | OpKind::GroupedLinear(_) => compressed::compute(op, values, inputs, weights, rounding)?,
+        OpKind::EntryCache(_) | OpKind::Linear(_) | OpKind::Embed(_) | OpKind::Cache(_) => {
             unreachable!("handled over all steps at once")
         }
     })
@@ -118,7 +130,7 @@ fn shaped<T: Real>(op: &Op, tokens: usize, keys: usize, data: Vec<T>) -> Tensor<
     tensor(firstdiff_model::extents(&op.axes, tokens, keys), data)
 }
 
-fn tensor<T: Real>(shape: impl Into<Vec<usize>>, data: Vec<T>) -> Tensor<T> {
+pub(super) fn tensor<T: Real>(shape: impl Into<Vec<usize>>, data: Vec<T>) -> Tensor<T> {
     let shape = shape.into();
     Tensor::new(shape, data).unwrap_or_else(|e| unreachable!("kernels return whole tensors: {e}"))
 }
