@@ -182,7 +182,9 @@ impl Builder {
             None => tap.to_string(),
         };
         let kind = kind.into();
-        let axes = kind.axes(inputs.first().map(|v| self.ops[v.0].axes.as_slice()).unwrap_or_default());
+        // An operation that gathers by a choice has one value for each thing chosen.
+        let like = inputs.get(usize::from(matches!(kind, OpKind::RouterWeights(_))));
+        let axes = kind.axes(like.map(|v| self.ops[v.0].axes.as_slice()).unwrap_or_default());
         self.ops.push(Op { tap, kind, inputs: inputs.to_vec(), axes, wide: false });
         Value(self.ops.len() - 1)
     }

@@ -12,6 +12,9 @@ use crate::error::Error;
 use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 use crate::weights::Weights;
 
+pub use choice::{Choice, TIE};
+
+mod choice;
 mod compressed;
 mod exact;
 mod noise;
@@ -131,6 +134,8 @@ pub struct Computed<'a, T> {
     pub exact: &'a Tensor<T>,
     /// Present where the tap is recorded and the executor has an arithmetic.
     pub noise: Option<Noise<T>>,
+    /// What a choice was made from; present where scores decide it and the executor has an arithmetic.
+    pub choice: Option<&'a Choice>,
 }
 
 /// Recorded values: what to override, and what to look at.
@@ -239,6 +244,8 @@ impl Executor<'_> {
                     .collect();
                 if let Some(state) = op.kind.state() {
                     self.cache(index, state, &inputs, keys, taps)?
+                } else if op.kind.discrete().is_some() {
+                    self.choice(index, op, &inputs, taps)?
                 } else {
                     self.operation(index, op, &inputs, taps)?
                 }
@@ -280,7 +287,7 @@ impl Executor<'_> {
         let mut outputs = Vec::with_capacity(inputs.len());
         for (s, exact) in exact.into_iter().enumerate() {
             let spread = std::mem::take(&mut noises[s]);
-            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise };
+            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise, choice: None };
             let flight = match taps.visit(computed)? {
                 Some(value) => {
                     let unrounded = |a| noise::before_storing(self.lanes, a, op, index, s, &value);
@@ -339,7 +346,7 @@ impl Executor<'_> {
                 Some(a) if recorded => Some(noise::of_cache(a, &exact, &lanes)),
                 _ => None,
             };
-            let computed = Computed { op: index, step: s, exact: &exact, noise };
+            let computed = Computed { op: index, step: s, exact: &exact, noise, choice: None };
             outputs.push(match taps.visit(computed)? {
                 Some(value) => {
                     // What was written is known from the operation before, if recorded; else from here.

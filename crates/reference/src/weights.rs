@@ -1,5 +1,6 @@
 //! Weights: mapped, dequantised when used, kept while a memory budget lasts.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
 use firstdiff_model::Program;
+use firstdiff_model::ops::Slice;
 use firstdiff_tensor::{Float, Real};
 use rayon::prelude::*;
 
@@ -122,6 +124,28 @@ impl<'m> Weights<'m> {
         Ok(out)
     }
 
+    /// Chosen rows of a table of whole numbers, never rounded.
+    pub(crate) fn whole_numbers<T: Real>(
+        &self,
+        name: &str,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<Vec<T>, Error> {
+        let info = self.info(name)?;
+        let width = info.row_len();
+        let mut buffer = vec![0f32; width];
+        let mut out = Vec::new();
+        let edited = self.edited.get(name);
+        for row in rows {
+            if let Some(values) = edited.and_then(|v| v.get(row * width..(row + 1) * width)) {
+                out.extend(values.iter().map(|&x| T::from_f32(x)));
+                continue;
+            }
+            self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
+            out.extend(buffer.iter().map(|&x| T::from_f32(x)));
+        }
+        Ok(out)
+    }
+
     /// `x w^T`, with `map` applied to each weight.
     pub(crate) fn product<T: Real>(
         &self,
@@ -160,6 +184,31 @@ impl<'m> Weights<'m> {
     /// `y w`: the transposed product.
     pub(crate) fn transposed_product(&self, name: &str, y: &[f32]) -> Result<Vec<f32>, Error> {
         self.with_rows(name, |shape, rows| matmul::with_transposed_weight(y, shape, rows))
+    }
+
+    /// One expert's matrix, dequantised as a whole and not kept: of many experts few are used.
+    pub(crate) fn matrix(&self, slice: &Slice) -> Result<Matrix<'m>, Error> {
+        let info = self.info(&slice.tensor)?;
+        let width = info.row_len().max(1);
+        let rows = slice.first..slice.first + slice.rows;
+        if let Some(part) = self.edited.get(&slice.tensor).and_then(|v| v.get(rows.start * width..rows.end * width)) {
+            return Ok(Matrix { values: Cow::Owned(part.to_vec()), width, storage: info.storage });
+        }
+        if self.rounding(&slice.tensor).is_none()
+            && let Some(whole) = self.checkpoint.mapped_f32(info)
+            && let Some(part) = whole.get(rows.start * width..rows.end * width)
+        {
+            return Ok(Matrix { values: Cow::Borrowed(part), width, storage: info.storage });
+        }
+        let mut values = vec![0f32; slice.rows * width];
+        let piece = (256 * 1024 / width).max(1);
+        values.par_chunks_mut(piece * width).enumerate().try_for_each(|(i, out)| {
+            let first = rows.start + i * piece;
+            self.checkpoint.read_rows(info, first..first + out.len() / width, out)?;
+            self.round(&slice.tensor, out);
+            Ok::<(), Error>(())
+        })?;
+        Ok(Matrix { values: Cow::Owned(values), width, storage: info.storage })
     }
 
     /// Hands a weight `[n, k]` to `f`, wherever it lies.
@@ -215,6 +264,31 @@ impl<'m> Weights<'m> {
         if let Some(format) = self.rounding(name) {
             values.iter_mut().for_each(|x| *x = format.round(f64::from(*x)) as f32);
         }
+    }
+}
+
+/// A dequantised matrix.
+pub(crate) struct Matrix<'m> {
+    values: Cow<'m, [f32]>,
+    width: usize,
+    storage: Storage,
+}
+
+impl Matrix<'_> {
+    /// How the file stores it.
+    pub(crate) fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// `x w^T`, with `map` applied to each weight.
+    pub(crate) fn product<T: Real>(&self, x: &[T], map: Option<fn(f32) -> f32>) -> Result<Vec<T>, Error> {
+        matmul::with_weight(x, (self.values.len() / self.width, self.width), self, map)
+    }
+}
+
+impl RowSource for Matrix<'_> {
+    fn rows<'a>(&'a self, rows: Range<usize>, _buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        Ok(&self.values[rows.start * self.width..rows.end * self.width])
     }
 }
 

@@ -121,11 +121,6 @@ impl Step {
         for name in RESERVED {
             step.taps.remove(name);
         }
-        if let Some((name, _)) =
-            step.taps.iter().find(|(name, tap)| !tap.dtype.is_float() && !is_choice(name))
-        {
-            return Err(step.wrong(&name.clone(), "is of integer type; taps are floating point"));
-        }
         Ok(step)
     }
 
@@ -179,9 +174,4 @@ impl Step {
     fn wrong(&self, tensor: &str, reason: &str) -> Error {
         Error::Tensor { path: self.path.clone(), tensor: tensor.to_string(), reason: reason.to_string() }
     }
-}
-
-/// Whether a tap holds numbers of things, or marks them, instead of measurements.
-fn is_choice(name: &str) -> bool {
-    name.ends_with("topk") || name.ends_with("visible_keys")
 }

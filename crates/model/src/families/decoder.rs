@@ -158,7 +158,8 @@ impl Decoder {
     pub fn gated_mlp(&mut self, x: Value, bias: bool) -> Value {
         let gate = self.linear("gate_proj", x, "mlp.gate_proj", self.intermediate, bias);
         let up = self.linear("up_proj", x, "mlp.up_proj", self.intermediate, bias);
-        let act = self.builder.push("mlp_act", GatedAct { activation: self.activation }, &[gate, up]);
+        let act =
+            self.builder.push("mlp_act", GatedAct { activation: self.activation, limit: None }, &[gate, up]);
         self.linear("mlp_out", act, "mlp.down_proj", self.hidden, bias)
     }
 

@@ -1,6 +1,7 @@
 //! Model families. One file each: its defaults, and its forward pass from top to bottom.
 
 mod decoder;
+mod deepseek_v4;
 mod llama;
 mod qwen2;
 mod qwen3;
@@ -21,4 +22,4 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, deepseek_v4::FAMILY];

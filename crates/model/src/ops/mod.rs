@@ -6,6 +6,7 @@ mod attn_probs;
 mod attn_scores;
 mod cache;
 mod embed;
+mod experts;
 mod gated_act;
 mod linear;
 mod rms_norm;
@@ -24,6 +25,10 @@ mod hc_expand;
 mod hc_collapse;
 mod grouped_linear;
 mod entry_cache;
+mod router_scores;
+mod router_weights;
+mod table_choice;
+mod top_k;
 
 pub use add::Add;
 pub use attn_heads::AttnHeads;
@@ -31,6 +36,7 @@ pub use attn_probs::AttnProbs;
 pub use attn_scores::AttnScores;
 pub use cache::Cache;
 pub use embed::Embed;
+pub use experts::{Expert, Experts, Slice};
 pub use gated_act::{Activation, GatedAct};
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
@@ -49,6 +55,10 @@ pub use hc_expand::HcExpand;
 pub use hc_collapse::HcCollapse;
 pub use grouped_linear::GroupedLinear;
 pub use entry_cache::EntryCache;
+pub use router_scores::{RouterScores, Scoring};
+pub use router_weights::RouterWeights;
+pub use table_choice::TableChoice;
+pub use top_k::TopK;
 
 use crate::program::Axis;
 
@@ -130,6 +140,25 @@ op_kinds! {
     SinkProbs => "attn_probs",
     /// Matrix products of groups of channels.
     GroupedLinear => "grouped_linear",
+    /// What a router makes of its logits.
+    RouterScores => "router_scores",
+    /// The best of each token's candidates.
+    TopK => "top_k",
+    /// What a table lists for each token.
+    TableChoice => "table_choice",
+    /// What each chosen expert counts.
+    RouterWeights => "router_weights",
+    /// The chosen experts, added up.
+    Experts => "experts",
+}
+
+/// How a choice is compared: its values are numbers of things, not measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discrete {
+    /// Each row lists what was chosen, in any order; negative numbers fill it up.
+    Set,
+    /// Each element says something on its own: a mask, a label.
+    Labels,
 }
 
 /// What an operation with state keeps from step to step.
@@ -147,6 +176,21 @@ impl OpKind {
     /// Whether the operation's weights are held in f32 whatever format activations are stored in.
     pub fn has_wide_weights(&self) -> bool {
         matches!(self, OpKind::WideNorm(_) | OpKind::HcWeights(_) | OpKind::Pool(_) | OpKind::SinkProbs(_))
+    }
+
+    /// Whether, and how, the output is a choice. Choices are never rounded. They are compared before
+    /// everything that follows from them, which is computed from the engine's own.
+    pub fn discrete(&self) -> Option<Discrete> {
+        match self {
+            OpKind::TopK(_) | OpKind::TableChoice(_) | OpKind::IndexTopK(_) => Some(Discrete::Set),
+            OpKind::VisibleKeys(_) => Some(Discrete::Labels),
+            _ => None,
+        }
+    }
+
+    /// Whether the output is kept in the format of running sums, whatever other results are stored in.
+    pub fn wide(&self) -> bool {
+        matches!(self, OpKind::RouterScores(RouterScores { wide: true, .. }))
     }
 
     /// What the operation keeps; `None` for those without state.

@@ -1,5 +1,6 @@
 //! Operations of models with hyper-connections and compressed keys.
 
+use firstdiff_model::ops::VisibleKeys;
 use firstdiff_model::{Axis, Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 
@@ -68,13 +69,6 @@ pub(super) fn compute<T: Real>(
             let (q, w, k) = (tail(first, tokens), tail(values[1], tokens), values[2]);
             tensor([tokens, k.rows()], index_scores::index_scores(q, w, k.data(), scores))
         }
-        OpKind::VisibleKeys(seen) => {
-            let labels: Vec<KeyLabel> = inputs.step.labels().collect();
-            let entries = seen.ratio.map(|ratio| inputs.keys.entries(ratio).0).unwrap_or_default();
-            let (keys, choice) = (&inputs.keys.labels, values.get(1).copied());
-            let data = visible::visible(&labels, keys, &entries, choice, seen);
-            tensor([labels.len(), keys.len() + entries.len()], data)
-        }
         OpKind::SinkProbs(probs) => {
             let sinks = probs.sink.as_ref().map(|s| weights.vector::<T>(s)).transpose()?;
             let data = visible::probabilities(first, values[1], probs, sinks.as_deref(), r);
@@ -92,4 +86,13 @@ pub(super) fn compute<T: Real>(
 fn new_entries<T>(inputs: &Inputs<T>, ratio: usize) -> Vec<Entry> {
     let (mut all, before) = inputs.keys.entries(ratio);
     all.split_off(before)
+}
+
+/// Which candidates each token sees.
+pub(super) fn visible<T: Real>(seen: &VisibleKeys, values: &[&Tensor<T>], inputs: &Inputs<T>) -> Tensor<T> {
+    let labels: Vec<KeyLabel> = inputs.step.labels().collect();
+    let entries = seen.ratio.map(|ratio| inputs.keys.entries(ratio).0).unwrap_or_default();
+    let (keys, choice) = (&inputs.keys.labels, values.get(1).copied());
+    let data = visible::visible(&labels, keys, &entries, choice, seen);
+    tensor([labels.len(), keys.len() + entries.len()], data)
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::{GroupedLinear, Linear};
+use firstdiff_model::ops::{Experts, GroupedLinear, Linear};
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
@@ -53,6 +53,7 @@ pub(super) fn compute<T: Real>(
     };
     let lanes = match &op.kind {
         OpKind::Linear(linear) => linear_lanes(executor, linear, inputs)?,
+        OpKind::Experts(experts) => expert_lanes(executor, arithmetic, index, experts, inputs, recorded)?,
         _ => (0..inputs.len())
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
@@ -76,7 +77,8 @@ pub(super) fn compute<T: Real>(
         .zip(recorded)
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
-    let (store, repeats) = (arithmetic.store, repeats(op));
+    let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
+    let repeats = repeats(op);
     let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
@@ -315,6 +317,28 @@ fn linear_lanes<T: Real>(
     Ok(inputs.iter().map(|i| products.by_ref().take(i.values[0].lanes.len()).collect()).collect())
 }
 
+/// Mixtures of experts: everything inside, in every lane, with each expert read once.
+fn expert_lanes<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    index: usize,
+    op: &Experts,
+    inputs: &[Inputs<T>],
+    recorded: &[bool],
+) -> Result<Vec<Vec<Tensor<T>>>, Error> {
+    let counts: Vec<usize> = recorded
+        .iter()
+        .map(|&recorded| if recorded { executor.lanes.min(MEASURING) } else { executor.lanes })
+        .collect();
+    let mut runs = Vec::new();
+    for (step, (inputs, &count)) in inputs.iter().zip(&counts).enumerate() {
+        let lane = |lane| exact::run(inputs, Some((a, Random::new(lane, index, step), lane)), index);
+        runs.extend((0..count).map(lane));
+    }
+    let mut lanes = kernels::experts::experts(op, &runs, executor.weights)?.into_iter();
+    Ok(counts.into_iter().map(|count| lanes.by_ref().take(count).collect()).collect())
+}
+
 /// Variance of attention's sums of products, head by head.
 fn attention_sums<T: Real>(
     a: &Arithmetic,
@@ -393,6 +417,7 @@ fn rounds_inside(kind: &OpKind) -> bool {
         OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_) => true,
         OpKind::WideNorm(_) | OpKind::TailRope(_) | OpKind::SinkProbs(_) | OpKind::Pool(_) => true,
         OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_) => true,
+        OpKind::RouterScores(_) | OpKind::RouterWeights(_) => true,
         _ => false,
     }
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use firstdiff_model::Op;
 use firstdiff_model::ops::State;
-use firstdiff_tensor::{Real, Tensor};
+use firstdiff_tensor::{Float, Real, Tensor};
 
-use super::{Executor, Flight, Inputs, Noise, StepInput, noise};
+use super::choice::Chosen;
+use super::{Damping, Executor, Flight, Inputs, Noise, Repeats, StepInput, noise};
 use crate::error::Error;
 use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 
@@ -119,6 +120,7 @@ impl Executor<'_> {
                 Some(cache) => {
                     self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?
                 }
+                None if op.kind.discrete().is_some() => self.chosen_rows(op, &inputs)?,
                 None => {
                     let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;
                     exact.into_iter().zip(spreads).collect()
@@ -194,6 +196,21 @@ impl Executor<'_> {
         let step = StepInput { positions, ..steps[step].clone() };
         let keys = StepKeys { kept: keys.kept, labels };
         Ok(Inputs { values, step: Cow::Owned(step), keys: Cow::Owned(keys), edits: Some((edits, site)) })
+    }
+
+    /// Choices, step by step, as the edits leave them.
+    fn chosen_rows<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<Rows<T>, Error> {
+        let step = |input: &Inputs<T>| {
+            let Chosen { exact, lanes, .. } = self.chosen(op, input)?;
+            let edited = |lane, t: &Tensor<T>| input.edited(lane, t).unwrap_or_else(|| t.clone());
+            let lanes = lanes.iter().enumerate().map(|(l, t)| Arc::new(edited(Some(l), t))).collect();
+            // A choice is no measurement: anything but the same is wrong.
+            let (variance, store) = (vec![0.0; exact.len()], Float::F64);
+            let (repeats, damping) = (Repeats::Values, Damping::default());
+            let noise = Some(Noise { variance, lanes: vec![], along: vec![], store, repeats, damping });
+            Ok((edited(None, &exact), noise::Spread { noise, lanes }))
+        };
+        inputs.iter().map(step).collect()
     }
 
     /// Appends rows to a cache, step by step.

@@ -5,6 +5,7 @@
 //! inner values are rounded where engines store them, and sums and functions err as they do.
 
 pub(crate) mod attention;
+pub(crate) mod experts;
 mod gated_act;
 pub(crate) mod hyper;
 pub(crate) mod index_scores;
@@ -12,6 +13,7 @@ pub(crate) mod input;
 mod pool;
 mod rms_norm;
 mod rope;
+pub(crate) mod router;
 mod tail_rope;
 pub(crate) mod visible;
 mod wide_norm;
@@ -144,4 +146,10 @@ pub(crate) fn tail<T: Real>(x: &Tensor<T>, rows: usize) -> &[T] {
 pub(crate) fn add<T: Real>(a: &Tensor<T>, b: &Tensor<T>) -> Vec<T> {
     let rows = a.rows().min(b.rows());
     tail(a, rows).iter().zip(tail(b, rows)).map(|(&a, &b)| a + b).collect()
+}
+
+/// A choice's value as the number it is; `None` for -1 and whatever else is no number of anything.
+pub(crate) fn number<T: Real>(x: T) -> Option<usize> {
+    let x = x.to_f64();
+    (x >= 0.0 && x.fract() == 0.0 && x < 1e9).then_some(x as usize)
 }
