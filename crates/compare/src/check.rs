@@ -209,8 +209,7 @@ fn replay(
     arithmetic: &Arithmetic,
     options: &CheckOptions,
 ) -> Result<Replayed, Error> {
-    let weights =
-        Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
+    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
     let total = model.program.ops.len();
     let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
     let executor = Executor {

@@ -13,8 +13,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("compare", &["reference", "model", "trace", "checkpoint", "tensor"]),
     ("diagnose", &["compare", "reference", "model", "trace", "tensor"]),
     ("report", &["diagnose", "compare"]),
-    ("firstdiff", &["report", "diagnose", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"]),
-    ("dev", &["report", "diagnose", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"]),
+    (
+        "firstdiff",
+        &["report", "diagnose", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"],
+    ),
+    (
+        "dev",
+        &["report", "diagnose", "compare", "engine", "reference", "model", "trace", "checkpoint", "tensor"],
+    ),
 ];
 
 #[test]

@@ -158,9 +158,14 @@ pub(crate) fn section<'c>(
         "yarn" => {
             let given = section.number("attention_factor")?;
             s.note("rope attention_factor", given.unwrap_or(1.0), "1 unless given");
-            RopeConfig { amplitude: given.unwrap_or(1.0), ..yarn(&section, &plain, theta, dim, max_positions)? }
+            RopeConfig {
+                amplitude: given.unwrap_or(1.0),
+                ..yarn(&section, &plain, theta, dim, max_positions)?
+            }
         }
-        other => return Err(s.wrong(key, format!("has type '{other}'; supported are default, linear and yarn"))),
+        other => {
+            return Err(s.wrong(key, format!("has type '{other}'; supported are default, linear and yarn")));
+        }
     })
 }
 

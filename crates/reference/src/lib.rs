@@ -21,8 +21,8 @@ mod weights;
 pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
 pub use error::Error;
 pub use execute::{
-    Choice, Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site, StepInput,
-    TIE, Taps, Unedited,
+    Choice, Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site,
+    StepInput, TIE, Taps, Unedited,
 };
 pub use keys::{KeyLabel, KeyValues, counts, visible_keys};
 pub use session::Session;

@@ -169,8 +169,10 @@ impl<'m> Weights<'m> {
             let (rows, tokens) = (n / groups, x.len() / (groups * k).max(1));
             let mut out = vec![T::ZERO; tokens * n];
             for group in 0..groups {
-                let part: Vec<T> =
-                    x.chunks(groups * k).flat_map(|x| x[group * k..(group + 1) * k].iter().copied()).collect();
+                let part: Vec<T> = x
+                    .chunks(groups * k)
+                    .flat_map(|x| x[group * k..(group + 1) * k].iter().copied())
+                    .collect();
                 let source = Below { source, first: group * rows };
                 let y = matmul::with_weight(&part, (rows, k), &source, map)?;
                 for (out, y) in out.chunks_mut(n).zip(y.chunks(rows)) {
@@ -191,7 +193,9 @@ impl<'m> Weights<'m> {
         let info = self.info(&slice.tensor)?;
         let width = info.row_len().max(1);
         let rows = slice.first..slice.first + slice.rows;
-        if let Some(part) = self.edited.get(&slice.tensor).and_then(|v| v.get(rows.start * width..rows.end * width)) {
+        if let Some(part) =
+            self.edited.get(&slice.tensor).and_then(|v| v.get(rows.start * width..rows.end * width))
+        {
             return Ok(Matrix { values: Cow::Owned(part.to_vec()), width, storage: info.storage });
         }
         if self.rounding(&slice.tensor).is_none()

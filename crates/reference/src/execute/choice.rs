@@ -190,7 +190,11 @@ impl Executor<'_> {
                 // Only the choice of entries matters, and it differs between lanes where rounding decides it.
                 let lanes = if input.values.len() > 1 && self.arithmetic.is_some() { lanes } else { 0 };
                 let of = |lane| compressed::visible(seen, &input.tensors(lane), input);
-                Ok(Chosen { exact: of(None), choice: None, lanes: (0..lanes).map(|l| Arc::new(of(Some(l)))).collect() })
+                Ok(Chosen {
+                    exact: of(None),
+                    choice: None,
+                    lanes: (0..lanes).map(|l| Arc::new(of(Some(l)))).collect(),
+                })
             }
             other => unreachable!("{} is no choice", other.name()),
         }

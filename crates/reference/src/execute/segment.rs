@@ -117,9 +117,7 @@ impl Executor<'_> {
             }
             let wanted: Vec<bool> = at.iter().map(|&step| targets.contains(&(index, step))).collect();
             let outputs = match op.kind.state() {
-                Some(cache) => {
-                    self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?
-                }
+                Some(cache) => self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?,
                 None if op.kind.discrete().is_some() => self.chosen_rows(op, &inputs)?,
                 None => {
                     let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;

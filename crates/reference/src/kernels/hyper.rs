@@ -21,7 +21,9 @@ pub(crate) fn weights<T: Real>(m: &[T], op: &HcWeights, base: &[T], scale: &[T],
             sum.hold(x + base[first + i].to_f64(), at + i)
         });
         match op.part {
-            HcPart::Pre => out.extend(x.enumerate().map(|(i, x)| T::from_f64(sigmoid(x, r, at + i) + op.eps))),
+            HcPart::Pre => {
+                out.extend(x.enumerate().map(|(i, x)| T::from_f64(sigmoid(x, r, at + i) + op.eps)))
+            }
             HcPart::Post => out.extend(x.enumerate().map(|(i, x)| T::from_f64(2.0 * sigmoid(x, r, at + i)))),
             HcPart::Mix { iterations } => {
                 let mut mix: Vec<f64> = x.collect();

@@ -24,7 +24,10 @@ pub(crate) fn variance<T: Real>(q: &[T], w: &[T], k: &[T], op: &IndexScores, for
         let dots: f64 = terms.iter().map(|t| t.1).sum();
         let squares: f64 = terms.iter().map(|t| t.0 * t.0).sum();
         // A scale that is no power of two is itself rounded: all terms err alike.
-        dots * u * u / 3.0 + u * u * squares + sum_variance(format, op.heads, squares, sum) + u * u / 3.0 * sum * sum
+        dots * u * u / 3.0
+            + u * u * squares
+            + sum_variance(format, op.heads, squares, sum)
+            + u * u / 3.0 * sum * sum
     })
 }
 

@@ -25,7 +25,9 @@ pub(crate) fn pool<T: Real>(
         let before = before.iter().enumerate().map(|(j, &row)| (j, row, 0));
         let items: Vec<(usize, usize, usize)> = before
             .chain(own)
-            .filter_map(|(j, at, first)| Some((j * width + first, row(values, at)? + first, row(gates, at)? + first)))
+            .filter_map(|(j, at, first)| {
+                Some((j * width + first, row(values, at)? + first, row(gates, at)? + first))
+            })
             .collect();
         for c in 0..dim {
             let at = |i: usize| (number * dim + c) * 2 * op.ratio + i;

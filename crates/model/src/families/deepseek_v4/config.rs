@@ -73,7 +73,9 @@ impl V4Config {
         let dim = s.extent_or("head_dim", 512, V4)?;
         let groups = s.extent_or("o_groups", 8, V4)?;
         if !(heads * dim).is_multiple_of(groups) {
-            return Err(s.wrong("o_groups", format!("is {groups}, which does not divide {heads} heads of {dim}")));
+            return Err(
+                s.wrong("o_groups", format!("is {groups}, which does not divide {heads} heads of {dim}"))
+            );
         }
         let experts = s.extent_or("n_routed_experts", 256, V4)?;
         let chosen = s.extent_or("num_experts_per_tok", 6, V4)?;
@@ -136,7 +138,8 @@ fn refuse(s: &Settings) -> Result<(), Error> {
             return Err(s.wrong(key, format!("is true; {V4} has none")));
         }
     }
-    for (key, why) in [("num_key_value_heads", "one head that is key and value"), ("n_shared_experts", "one")] {
+    for (key, why) in [("num_key_value_heads", "one head that is key and value"), ("n_shared_experts", "one")]
+    {
         let n = s.extent_or(key, 1, V4)?;
         if n != 1 {
             return Err(s.wrong(key, format!("is {n}; {V4} has {why}")));
@@ -150,7 +153,8 @@ fn refuse(s: &Settings) -> Result<(), Error> {
 
 /// Channels that turn, of each head.
 fn rotated(s: &Settings, dim: usize) -> Result<usize, Error> {
-    let nested = s.raw("rope_parameters").and_then(|p| p.get("main")).and_then(|m| m.get("partial_rotary_factor"));
+    let nested =
+        s.raw("rope_parameters").and_then(|p| p.get("main")).and_then(|m| m.get("partial_rotary_factor"));
     let factor = nested.or_else(|| s.raw("partial_rotary_factor")).and_then(Value::as_f64);
     let rotated = match factor {
         // As transformers computes it: cut off, not rounded.
@@ -161,7 +165,10 @@ fn rotated(s: &Settings, dim: usize) -> Result<usize, Error> {
         },
     };
     if rotated < 2 || rotated > dim || !rotated.is_multiple_of(2) {
-        return Err(s.wrong("qk_rope_head_dim", format!("is {rotated}; an even number from 2 to head_dim {dim} is needed")));
+        return Err(s.wrong(
+            "qk_rope_head_dim",
+            format!("is {rotated}; an even number from 2 to head_dim {dim} is needed"),
+        ));
     }
     s.note("rotated channels", rotated, "partial_rotary_factor or qk_rope_head_dim");
     Ok(rotated)
@@ -173,11 +180,28 @@ fn rotations(s: &Settings, rotated: usize, positions: f64) -> Result<(RopeConfig
     let nested = |part: &str| parameters.and_then(|p| p.get(part)).filter(|v| v.is_object());
     if let (Some(main), Some(compress)) = (nested("main"), nested("compress")) {
         let theta = |values: &Value, part: &str| {
-            values.get("rope_theta").and_then(Value::as_f64).ok_or_else(|| s.wrong("rope_parameters", format!("lacks {part}.rope_theta")))
+            values
+                .get("rope_theta")
+                .and_then(Value::as_f64)
+                .ok_or_else(|| s.wrong("rope_parameters", format!("lacks {part}.rope_theta")))
         };
         return Ok((
-            rope::section(s, ("rope_parameters", "main "), Some(main), theta(main, "main")?, rotated, positions)?,
-            rope::section(s, ("rope_parameters", "compress "), Some(compress), theta(compress, "compress")?, rotated, positions)?,
+            rope::section(
+                s,
+                ("rope_parameters", "main "),
+                Some(main),
+                theta(main, "main")?,
+                rotated,
+                positions,
+            )?,
+            rope::section(
+                s,
+                ("rope_parameters", "compress "),
+                Some(compress),
+                theta(compress, "compress")?,
+                rotated,
+                positions,
+            )?,
         ));
     }
     let theta = s.positive_or("rope_theta", 10_000.0, V4)?;
@@ -200,7 +224,10 @@ fn layers(s: &Settings, checkpoint: &Checkpoint) -> Result<Vec<Layer>, Error> {
         let reason = format!("is {count}, more than the file has tensors; it is of another model");
         return Err(s.wrong("num_hidden_layers", reason));
     }
-    let (sparse, heavy) = (rate(s, "compressed_sparse_attention", "compress_rate_csa", 4)?, rate(s, "heavily_compressed_attention", "compress_rate_hca", 128)?);
+    let (sparse, heavy) = (
+        rate(s, "compressed_sparse_attention", "compress_rate_csa", 4)?,
+        rate(s, "heavily_compressed_attention", "compress_rate_hca", 128)?,
+    );
     let attention: Vec<Attention> = if let Some(types) = s.raw("layer_types") {
         list(s, "layer_types", types, count)?
             .iter()
@@ -234,13 +261,22 @@ fn layers(s: &Settings, checkpoint: &Checkpoint) -> Result<Vec<Layer>, Error> {
             })
             .collect::<Result<_, _>>()?
     } else if let Some(n) = s.raw("num_hash_layers") {
-        let n = n.as_u64().ok_or_else(|| s.wrong("num_hash_layers", format!("is {n}; a whole number is expected")))?;
+        let n = n
+            .as_u64()
+            .ok_or_else(|| s.wrong("num_hash_layers", format!("is {n}; a whole number is expected")))?;
         s.note_read("num_hash_layers", n);
         (0..count as u64).map(|layer| layer < n).collect()
     } else {
-        return Err(s.wrong("mlp_layer_types", "is missing, and so is num_hash_layers; which layers choose experts by token is not guessed"));
+        return Err(s.wrong(
+            "mlp_layer_types",
+            "is missing, and so is num_hash_layers; which layers choose experts by token is not guessed",
+        ));
     };
-    s.note("layers", summary(&attention, &hashed), "layer_types or compress_ratios; mlp_layer_types or num_hash_layers");
+    s.note(
+        "layers",
+        summary(&attention, &hashed),
+        "layer_types or compress_ratios; mlp_layer_types or num_hash_layers",
+    );
     Ok(attention.into_iter().zip(hashed).map(|(attention, hashed)| Layer { attention, hashed }).collect())
 }
 
@@ -264,7 +300,9 @@ fn rate(s: &Settings, kind: &str, legacy: &str, default: usize) -> Result<usize,
             s.note(legacy, n, "config.json: compress_rates");
             Ok(n as usize)
         }
-        _ => Err(s.wrong("compress_rates", format!("has {kind} = {value}; a whole number from 1 is expected"))),
+        _ => {
+            Err(s.wrong("compress_rates", format!("has {kind} = {value}; a whole number from 1 is expected")))
+        }
     }
 }
 
@@ -277,5 +315,8 @@ fn summary(attention: &[Attention], hashed: &[bool]) -> String {
     };
     let kinds: Vec<&str> = attention.iter().map(letter).collect();
     let count = hashed.iter().filter(|h| **h).count();
-    format!("{} (S sliding, H heavily compressed, C compressed sparse); {count} with hashed experts", kinds.join(" "))
+    format!(
+        "{} (S sliding, H heavily compressed, C compressed sparse); {count} with hashed experts",
+        kinds.join(" ")
+    )
 }

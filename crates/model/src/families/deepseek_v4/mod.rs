@@ -8,9 +8,10 @@ use firstdiff_checkpoint::Checkpoint;
 
 use super::Family;
 use crate::ops::{
-    Activation, Add, AttnHeads, AttnScores, Cache, Embed, EntryCache, Expert, Experts, GatedAct, GroupedLinear,
-    HcCollapse, HcExpand, HcPart, HcWeights, IndexScores, IndexTopK, JoinKeys, Linear, Pool, RouterScores,
-    RouterWeights, SinkProbs, Slice, Streams, TableChoice, TailRope, TopK, VisibleKeys, WideNorm,
+    Activation, Add, AttnHeads, AttnScores, Cache, Embed, EntryCache, Expert, Experts, GatedAct,
+    GroupedLinear, HcCollapse, HcExpand, HcPart, HcWeights, IndexScores, IndexTopK, JoinKeys, Linear, Pool,
+    RouterScores, RouterWeights, SinkProbs, Slice, Streams, TableChoice, TailRope, TopK, VisibleKeys,
+    WideNorm,
 };
 use crate::program::{Axis, Builder, Program, Value};
 use crate::rope::RopeConfig;
@@ -103,7 +104,14 @@ impl V4<'_> {
         self.b.push(tap, Linear { weight, bias: None, input, output }, &[x])
     }
 
-    fn rope(&mut self, tap: &str, x: Value, rope: &RopeConfig, like: (Axis, usize, usize), inverse: bool) -> Value {
+    fn rope(
+        &mut self,
+        tap: &str,
+        x: Value,
+        rope: &RopeConfig,
+        like: (Axis, usize, usize),
+        inverse: bool,
+    ) -> Value {
         let (rows, heads, dim) = like;
         let RopeConfig { frequencies, amplitude } = rope.clone();
         let op = TailRope { rows, heads, dim, rotated: self.c.rotated, frequencies, amplitude, inverse };
@@ -277,7 +285,8 @@ impl V4<'_> {
 
     fn expert(&self, e: usize) -> Expert {
         let (d, ffn, n) = (self.c.hidden, self.c.inner, self.c.experts);
-        let fused = self.names.fused(self.layer, "gate_up_proj").zip(self.names.fused(self.layer, "down_proj"));
+        let fused =
+            self.names.fused(self.layer, "gate_up_proj").zip(self.names.fused(self.layer, "down_proj"));
         if let Some((gate_up, down)) = fused {
             // Gate rows first, then up.
             let rows = |first| Slice {
@@ -295,14 +304,27 @@ impl V4<'_> {
 
 fn main_compressor(dim: usize, ratio: usize, overlap: bool) -> Compressor {
     let taps = [
-        "comp_kv", "comp_gate", "comp_kv_rows", "comp_gate_rows", "comp_pool", "comp_norm", "kv_entry", "kv_entries",
+        "comp_kv",
+        "comp_gate",
+        "comp_kv_rows",
+        "comp_gate_rows",
+        "comp_pool",
+        "comp_norm",
+        "kv_entry",
+        "kv_entries",
     ];
     Compressor { taps, tensors: "attn.compressor", dim, ratio, overlap }
 }
 
 fn index_compressor(dim: usize, ratio: usize) -> Compressor {
     let taps = [
-        "index_kv", "index_gate", "index_kv_rows", "index_gate_rows", "index_pool", "index_norm", "index_entry",
+        "index_kv",
+        "index_gate",
+        "index_kv_rows",
+        "index_gate_rows",
+        "index_pool",
+        "index_norm",
+        "index_entry",
         "index_entries",
     ];
     Compressor { taps, tensors: "attn.indexer.compressor", dim, ratio, overlap: true }

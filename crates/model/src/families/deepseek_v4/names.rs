@@ -72,7 +72,8 @@ impl Names<'_> {
     /// A tensor of a layer.
     pub fn layer(&self, layer: usize, released: &str) -> String {
         let same = |pair: &&(&str, &str)| pair.0 == released;
-        let mut names = vec![format!("layers.{layer}.{released}"), format!("model.layers.{layer}.{released}")];
+        let mut names =
+            vec![format!("layers.{layer}.{released}"), format!("model.layers.{layer}.{released}")];
         let modules = LAYER.iter().chain(ODD).filter(same);
         names.extend(modules.map(|(_, module)| format!("model.layers.{layer}.{module}")));
         self.first(names)
@@ -80,7 +81,9 @@ impl Names<'_> {
 
     /// A matrix of an expert: `w1`, `w2` or `w3`.
     pub fn expert(&self, layer: usize, expert: usize, matrix: &str) -> String {
-        let name = |prefix: &str, block: &str| format!("{prefix}layers.{layer}.{block}.experts.{expert}.{matrix}.weight");
+        let name = |prefix: &str, block: &str| {
+            format!("{prefix}layers.{layer}.{block}.experts.{expert}.{matrix}.weight")
+        };
         self.first(vec![name("", "ffn"), name("model.", "ffn"), name("model.", "mlp")])
     }
 
