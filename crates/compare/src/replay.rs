@@ -99,8 +99,12 @@ impl Replay<'_> {
 
     /// Rows where rounding decides a choice that is not recorded.
     fn open(&mut self, op: usize, step: usize, choice: &Choice) {
-        let OpKind::TopK(top) = &self.program.ops[op].kind else { return };
-        let rows = (0..choice.rows()).filter(|&row| choice.margin(row, top.k) <= TIE).collect();
+        let k = match &self.program.ops[op].kind {
+            OpKind::TopK(top) => top.k,
+            OpKind::IndexTopK(top) => top.k,
+            _ => return,
+        };
+        let rows = (0..choice.rows()).filter(|&row| choice.margin(row, k) <= TIE).collect();
         self.note_ambiguous(op, step, choice.rows(), rows, false);
     }
 

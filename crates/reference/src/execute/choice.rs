@@ -46,6 +46,12 @@ impl Choice {
         if candidate < self.candidates() { self.scores.row(row)[candidate] } else { f64::NEG_INFINITY }
     }
 
+    /// Whether any execution has this value here.
+    pub fn occurs(&self, row: usize, candidate: usize, value: f64) -> bool {
+        let holds = |t: &Tensor<f64>| row < t.rows() && t.row(row).get(candidate) == Some(&value);
+        holds(&self.scores) || self.lanes.iter().any(holds)
+    }
+
     /// How far candidate `a` is preferred to `b`, in standard deviations of what rounding does to that: 0
     /// or less where `b` is as good, infinite where one of them is no candidate.
     pub fn preference(&self, row: usize, a: usize, b: usize) -> f64 {

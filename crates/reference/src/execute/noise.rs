@@ -413,13 +413,10 @@ const MEASURING: usize = 5;
 
 /// Whether an operation that works on one step alone rounds inner values.
 fn rounds_inside(kind: &OpKind) -> bool {
-    match kind {
-        OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_) => true,
-        OpKind::WideNorm(_) | OpKind::TailRope(_) | OpKind::SinkProbs(_) | OpKind::Pool(_) => true,
-        OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_) => true,
-        OpKind::RouterScores(_) | OpKind::RouterWeights(_) => true,
-        _ => false,
-    }
+    matches!(kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
+        || matches!(kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_))
+        || matches!(kind, OpKind::WideNorm(_) | OpKind::TailRope(_) | OpKind::SinkProbs(_) | OpKind::Pool(_))
+        || matches!(kind, OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_))
 }
 
 /// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
