@@ -244,8 +244,6 @@ impl Executor<'_> {
                     .collect();
                 if let Some(state) = op.kind.state() {
                     self.cache(index, state, &inputs, keys, taps)?
-                } else if op.kind.discrete().is_some() {
-                    self.choice(index, op, &inputs, taps)?
                 } else {
                     self.operation(index, op, &inputs, taps)?
                 }
@@ -287,7 +285,8 @@ impl Executor<'_> {
         let mut outputs = Vec::with_capacity(inputs.len());
         for (s, exact) in exact.into_iter().enumerate() {
             let spread = std::mem::take(&mut noises[s]);
-            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise, choice: None };
+            let choice = spread.choice.as_ref();
+            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise, choice };
             let flight = match taps.visit(computed)? {
                 Some(value) => {
                     let unrounded = |a| noise::before_storing(self.lanes, a, op, index, s, &value);
@@ -309,6 +308,9 @@ impl Executor<'_> {
         inputs: &[Inputs<T>],
         recorded: &[bool],
     ) -> Result<Values<T>, Error> {
+        if op.kind.discrete().is_some() {
+            return self.choose(op, inputs);
+        }
         let plain = exact::compute(op, inputs, self.weights)?;
         let edited: Vec<Option<Tensor<T>>> =
             inputs.iter().zip(&plain).map(|(i, y)| i.edited(None, y)).collect();

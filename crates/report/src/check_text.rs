@@ -108,10 +108,7 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
     if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
         line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
     }
-    if f.cause.is_none() {
-        line(out, "  cause", "not known")?;
-    }
-    Ok(())
+    cause(out, f)
 }
 
 /// How a choice differs.
@@ -151,20 +148,30 @@ fn sizes(out: &mut String, f: &Finding) -> std::fmt::Result {
     } else {
         format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
     };
-    line(out, "  rounding", &explained)?;
-    if let Some(u) = &f.ulps {
-        let all = (u.same + u.one + u.two + u.more).max(1) as f64;
-        let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / all);
-        let (same, one, more) = (share(u.same), share(u.one), share(u.two + u.more));
-        line(out, "  ulps", &format!("{same} as correctly rounded, {one} one off, {more} more"))?;
-    }
-    for s in &f.structure {
-        line(out, "  structure", &s.detail)?;
-    }
-    if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
-        line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
-    }
-    cause(out, f)
+    line(out, "  rounding", &explained)
+}
+
+/// Choices that rounding decides, in one line for those recorded and one for the others.
+fn ambiguous(check: &Check) -> Vec<String> {
+    let about = |recorded: bool| {
+        let all: Vec<_> = check.ambiguous.iter().filter(|a| a.recorded == recorded).collect();
+        let first = all.first()?;
+        let tokens: usize = all.iter().map(|a| a.tokens.len()).sum();
+        let token = first.tokens.first().copied().unwrap_or_default();
+        let at = format!("first: {}, step {}, token {token}", first.tap, first.step);
+        Some(if recorded {
+            format!(
+                "{} choices differ within what rounding did to the scores ({at}); the engine's were followed",
+                count(tokens)
+            )
+        } else {
+            format!(
+                "{} choices that were not recorded are decided by rounding ({at}); what follows is judged by both",
+                count(tokens)
+            )
+        })
+    };
+    [true, false].into_iter().filter_map(about).collect()
 }
 
 /// The cause and what speaks for it, or what came nearest.
@@ -215,29 +222,6 @@ fn cause(out: &mut String, f: &Finding) -> std::fmt::Result {
         line(out, "  not", &format!("{} ({}), which leaves {}", r.id, r.detail, short(r.residual)))?;
     }
     Ok(())
-}
-
-/// Choices that rounding decides, in one line for those recorded and one for the others.
-fn ambiguous(check: &Check) -> Vec<String> {
-    let about = |recorded: bool| {
-        let all: Vec<_> = check.ambiguous.iter().filter(|a| a.recorded == recorded).collect();
-        let first = all.first()?;
-        let tokens: usize = all.iter().map(|a| a.tokens.len()).sum();
-        let token = first.tokens.first().copied().unwrap_or_default();
-        let at = format!("first: {}, step {}, token {token}", first.tap, first.step);
-        Some(if recorded {
-            format!(
-                "{} choices differ within what rounding did to the scores ({at}); the engine's were followed",
-                count(tokens)
-            )
-        } else {
-            format!(
-                "{} choices that were not recorded are decided by rounding ({at}); what follows is judged by both",
-                count(tokens)
-            )
-        })
-    };
-    [true, false].into_iter().filter_map(about).collect()
 }
 
 /// What to do next.

@@ -5,6 +5,7 @@ mod deepseek_v4;
 mod llama;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 
 use firstdiff_checkpoint::Checkpoint;
 
@@ -22,4 +23,5 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, deepseek_v4::FAMILY];
+pub const FAMILIES: &[Family] =
+    &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY, deepseek_v4::FAMILY];

@@ -9,7 +9,8 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Computed, Executor, Flight, Inputs, Taps, compressed, exact};
+use super::noise::Spread;
+use super::{Executor, Inputs, Values, compressed, exact};
 use crate::error::Error;
 use crate::keys::KeyLabel;
 
@@ -134,24 +135,17 @@ pub(super) struct Chosen<T> {
 }
 
 impl Executor<'_> {
-    /// Any choice: compared as such, never rounded, and followed as recorded.
-    pub(super) fn choice<T: Real>(
-        &self,
-        index: usize,
-        op: &Op,
-        inputs: &[Inputs<T>],
-        taps: &mut impl Taps<T>,
-    ) -> Result<Vec<Flight<T>>, Error> {
-        let mut outputs = Vec::with_capacity(inputs.len());
-        for (step, input) in inputs.iter().enumerate() {
+    /// The choices of an operation, step by step: never rounded.
+    pub(super) fn choose<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<Values<T>, Error> {
+        let (mut values, mut spreads) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
+        for input in inputs {
             let Chosen { exact, choice, lanes } = self.chosen(op, input)?;
-            let computed = Computed { op: index, step, exact: &exact, noise: None, choice: choice.as_ref() };
-            outputs.push(match taps.visit(computed)? {
-                Some(value) => Flight { exact: Arc::new(value), lanes: vec![] },
-                None => Flight { exact: Arc::new(exact), lanes },
-            });
+            let edit = |(lane, t): (usize, Arc<Tensor<T>>)| input.edited(Some(lane), &t).map_or(t, Arc::new);
+            let lanes = lanes.into_iter().enumerate().map(edit).collect();
+            values.push(input.edited(None, &exact).unwrap_or(exact));
+            spreads.push(Spread { noise: None, lanes, choice });
         }
-        Ok(outputs)
+        Ok((values, spreads))
     }
 
     /// What is chosen in one step.

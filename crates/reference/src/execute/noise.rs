@@ -11,7 +11,7 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
+use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::{input_variance, weight_variance};
@@ -23,11 +23,13 @@ use crate::random::Random;
 pub(super) struct Spread<T> {
     pub noise: Option<Noise<T>>,
     pub lanes: Vec<Arc<Tensor<T>>>,
+    /// What a choice was made from.
+    pub choice: Option<Choice>,
 }
 
 impl<T> Default for Spread<T> {
     fn default() -> Self {
-        Spread { noise: None, lanes: vec![] }
+        Spread { noise: None, lanes: vec![], choice: None }
     }
 }
 
@@ -88,13 +90,14 @@ pub(super) fn compute<T: Real>(
                 return Spread {
                     noise: Some(Noise { variance, lanes, along: vec![], store, repeats, damping }),
                     lanes: vec![],
+                    choice: None,
                 };
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
                 Arc::new(stored(lanes.get(lane).unwrap_or(*exact), sums.as_deref(), store, random, lane))
             });
-            Spread { noise: None, lanes: lanes.collect() }
+            Spread { noise: None, lanes: lanes.collect(), choice: None }
         })
         .collect();
     let along = shared::along(executor, arithmetic, op, inputs, &exact, &spreads)?;

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use firstdiff_model::Op;
 use firstdiff_model::ops::State;
-use firstdiff_tensor::{Float, Real, Tensor};
+use firstdiff_tensor::{Real, Tensor};
 
-use super::choice::Chosen;
-use super::{Damping, Executor, Flight, Inputs, Noise, Repeats, StepInput, noise};
+use super::{Choice, Executor, Flight, Inputs, Noise, StepInput, noise};
 use crate::error::Error;
 use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 
@@ -81,6 +80,8 @@ pub struct Predicted<T> {
     pub exact: Tensor<T>,
     /// What rounding may do to it; only for targets, where the executor has an arithmetic.
     pub noise: Option<Noise<T>>,
+    /// What a choice was made from, where scores decide it.
+    pub choice: Option<Choice>,
 }
 
 /// Operations and steps.
@@ -118,7 +119,6 @@ impl Executor<'_> {
             let wanted: Vec<bool> = at.iter().map(|&step| targets.contains(&(index, step))).collect();
             let outputs = match op.kind.state() {
                 Some(cache) => self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?,
-                None if op.kind.discrete().is_some() => self.chosen_rows(op, &inputs)?,
                 None => {
                     let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;
                     exact.into_iter().zip(spreads).collect()
@@ -127,7 +127,8 @@ impl Executor<'_> {
             for ((&step, (exact, spread)), wanted) in at.iter().zip(outputs).zip(wanted) {
                 let lanes = spread.lanes;
                 if wanted || inner {
-                    predicted.push(Predicted { op: index, step, exact: exact.clone(), noise: spread.noise });
+                    let (exact, noise, choice) = (exact.clone(), spread.noise, spread.choice);
+                    predicted.push(Predicted { op: index, step, exact, noise, choice });
                 }
                 if !recorded.has(index, step) {
                     flights.insert((index, step), Flight { exact: Arc::new(exact), lanes });
@@ -196,21 +197,6 @@ impl Executor<'_> {
         Ok(Inputs { values, step: Cow::Owned(step), keys: Cow::Owned(keys), edits: Some((edits, site)) })
     }
 
-    /// Choices, step by step, as the edits leave them.
-    fn chosen_rows<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<Rows<T>, Error> {
-        let step = |input: &Inputs<T>| {
-            let Chosen { exact, lanes, .. } = self.chosen(op, input)?;
-            let edited = |lane, t: &Tensor<T>| input.edited(lane, t).unwrap_or_else(|| t.clone());
-            let lanes = lanes.iter().enumerate().map(|(l, t)| Arc::new(edited(Some(l), t))).collect();
-            // A choice is no measurement: anything but the same is wrong.
-            let (variance, store) = (vec![0.0; exact.len()], Float::F64);
-            let (repeats, damping) = (Repeats::Values, Damping::default());
-            let noise = Some(Noise { variance, lanes: vec![], along: vec![], store, repeats, damping });
-            Ok((edited(None, &exact), noise::Spread { noise, lanes }))
-        };
-        inputs.iter().map(step).collect()
-    }
-
     /// Appends rows to a cache, step by step.
     #[expect(clippy::too_many_arguments, reason = "what a cache operation is made of")]
     fn cache_rows<T: Real>(
@@ -255,7 +241,7 @@ impl Executor<'_> {
                 Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes)),
                 _ => None,
             };
-            outputs.push((exact, noise::Spread { noise, lanes }));
+            outputs.push((exact, noise::Spread { noise, lanes, choice: None }));
         }
         Ok(outputs)
     }
