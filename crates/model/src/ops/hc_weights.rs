@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// Which of a hyper-connection's weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HcPart {
     /// How much each stream gives to the branch, `[T, n]`: `sigmoid(m s + b) + eps`.
     Pre,
@@ -10,10 +10,14 @@ pub enum HcPart {
     /// How streams mix, `[T, n, n]`, from the first index into the second: a softmax over the second
     /// one, plus `eps`, brought near a doubly stochastic matrix by so many iterations of Sinkhorn and
     /// Knopp: the first divides by the sums over the first index, each further one by those over the
-    /// second index and then by those over the first. `eps` is added to every divisor.
+    /// second index and then by those over the first.
     Mix {
         /// Iterations, the first included.
         iterations: usize,
+        /// Added to every divisor.
+        divisor_eps: f64,
+        /// The first iteration divides by the other sums.
+        rows_first: bool,
     },
 }
 

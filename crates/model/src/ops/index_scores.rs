@@ -11,6 +11,8 @@ pub struct IndexScores {
     pub dim: usize,
     /// Tokens of a block.
     pub ratio: usize,
+    /// Negative products count as zero; else they count as they are.
+    pub relu: bool,
 }
 
 impl IndexScores {

@@ -1,8 +1,19 @@
 use crate::program::Axis;
 use crate::rope::RopeFrequencies;
 
+/// What stands for a compressed entry's position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryPlace {
+    /// The position of its first token.
+    First,
+    /// That of its last token.
+    Last,
+    /// Its own number.
+    Number,
+}
+
 /// Rotary position embedding of the last `rotated` channels of each head; neighbouring channels are a
-/// pair. The rows are tokens, or compressed entries, which turn by the position of their first token.
+/// pair, unless said otherwise below. The rows are tokens, or compressed entries.
 #[derive(Clone, Debug)]
 pub struct TailRope {
     /// What the rows are.
@@ -19,6 +30,12 @@ pub struct TailRope {
     pub amplitude: f64,
     /// Turned back instead: by minus the position.
     pub inverse: bool,
+    /// The first channels of each head turn instead of the last.
+    pub leading: bool,
+    /// A channel's partner is half of the turned ones away, not its neighbour.
+    pub halves: bool,
+    /// By what an entry turns.
+    pub entry: EntryPlace,
 }
 
 impl TailRope {

@@ -1,6 +1,6 @@
 //! Operations of models with hyper-connections and compressed keys.
 
-use firstdiff_model::ops::VisibleKeys;
+use firstdiff_model::ops::{EntryPlace, VisibleKeys};
 use firstdiff_model::{Axis, Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 
@@ -48,7 +48,14 @@ pub(super) fn compute<T: Real>(
         }
         OpKind::TailRope(rope) => {
             let positions = match rope.rows {
-                Axis::NewEntries(ratio) => new_entries(inputs, ratio).iter().map(|e| e.start).collect(),
+                Axis::NewEntries(ratio) => {
+                    let place = |e: &Entry| match rope.entry {
+                        EntryPlace::First => e.start,
+                        EntryPlace::Last => e.start + ratio as u32 - 1,
+                        EntryPlace::Number => e.start / ratio as u32,
+                    };
+                    new_entries(inputs, ratio).iter().map(place).collect()
+                }
                 _ => inputs.step.positions.clone(),
             };
             let positions = &positions[positions.len().saturating_sub(rows)..];

@@ -25,9 +25,9 @@ pub(crate) fn weights<T: Real>(m: &[T], op: &HcWeights, base: &[T], scale: &[T],
                 out.extend(x.enumerate().map(|(i, x)| T::from_f64(sigmoid(x, r, at + i) + op.eps)))
             }
             HcPart::Post => out.extend(x.enumerate().map(|(i, x)| T::from_f64(2.0 * sigmoid(x, r, at + i)))),
-            HcPart::Mix { iterations } => {
+            HcPart::Mix { iterations, divisor_eps, rows_first } => {
                 let mut mix: Vec<f64> = x.collect();
-                balance(&mut mix, n, iterations, op.eps, (r, at));
+                balance(&mut mix, n, (iterations, rows_first), (op.eps, divisor_eps), (r, at));
                 out.extend(mix.into_iter().map(T::from_f64));
             }
         }
@@ -40,7 +40,13 @@ fn sigmoid(x: f64, r: Rounding, at: usize) -> f64 {
 }
 
 /// The softmax over the second index, then Sinkhorn and Knopp.
-fn balance(m: &mut [f64], n: usize, iterations: usize, eps: f64, (r, at): (Rounding, usize)) {
+fn balance(
+    m: &mut [f64],
+    n: usize,
+    (iterations, rows_first): (usize, bool),
+    (eps, divisor_eps): (f64, f64),
+    (r, at): (Rounding, usize),
+) {
     for (j, row) in m.chunks_mut(n).enumerate() {
         let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         row.iter_mut().for_each(|x| *x = (*x - max).exp());
@@ -53,14 +59,14 @@ fn balance(m: &mut [f64], n: usize, iterations: usize, eps: f64, (r, at): (Round
     let divide = |m: &mut [f64], lines: bool, site: u64| {
         for a in 0..n {
             let place = |b: usize| if lines { a * n + b } else { b * n + a };
-            let sum = (0..n).map(|b| m[place(b)]).sum::<f64>() + eps;
+            let sum = (0..n).map(|b| m[place(b)]).sum::<f64>() + divisor_eps;
             let sum = sum * r.site(site).factor(1.5, at + a);
             for b in 0..n {
                 m[place(b)] = r.site(site + 1).hold(m[place(b)] / sum, at + place(b));
             }
         }
     };
-    divide(m, false, 10);
+    divide(m, rows_first, 10);
     for i in 1..iterations as u64 {
         divide(m, true, 10 + 4 * i);
         divide(m, false, 12 + 4 * i);

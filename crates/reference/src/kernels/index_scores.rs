@@ -55,8 +55,9 @@ fn each<T: Real, R: Send>(
                 let n = dim as f64;
                 let spread = (n / 2.0 + 1.0) * squares + n / 3.0 * dot * dot;
                 // A product that rounding may bring across zero counts too, with half of its errors.
-                let near = dot > 0.0 || dot * dot < 1e-10 * squares;
-                (weight * dot.max(0.0), if near { weight * weight * spread } else { 0.0 })
+                let near = !op.relu || dot > 0.0 || dot * dot < 1e-10 * squares;
+                let part = if op.relu { dot.max(0.0) } else { dot };
+                (weight * part, if near { weight * weight * spread } else { 0.0 })
             };
             let terms: Vec<(f64, f64)> = q.chunks(dim).zip(w).map(term).collect();
             let sum = terms.iter().map(|t| t.0).sum();

@@ -23,12 +23,17 @@ pub(crate) fn tail_rope<T: Real>(x: &[T], op: &TailRope, positions: &[u32], r: R
             let c = cosine.store(T::from_f64(c * amplitude * cosine.factor(1.0, at)), i).to_f64();
             let s = sign * sine.store(T::from_f64(s * amplitude * sine.factor(1.0, at)), i).to_f64();
             for head in 0..op.heads {
-                let place = head * op.dim + op.dim - op.rotated + 2 * i;
-                let (a, b) = (out[place].to_f64(), out[place + 1].to_f64());
+                let first = head * op.dim + if op.leading { 0 } else { op.dim - op.rotated };
+                let (place, other) = if op.halves {
+                    (first + i, first + pairs + i)
+                } else {
+                    (first + 2 * i, first + 2 * i + 1)
+                };
+                let (a, b) = (out[place].to_f64(), out[other].to_f64());
                 let at = row * width + place;
                 let product = |site: u64, value: f64| r.site(site).hold(value, at);
                 out[place] = T::from_f64(product(5, a * c) - product(6, b * s));
-                out[place + 1] = T::from_f64(product(7, b * c) + product(8, a * s));
+                out[other] = T::from_f64(product(7, b * c) + product(8, a * s));
             }
         }
     }

@@ -8,10 +8,10 @@ use firstdiff_checkpoint::Checkpoint;
 
 use super::Family;
 use crate::ops::{
-    Activation, Add, AttnHeads, AttnScores, Cache, Embed, EntryCache, Expert, Experts, GatedAct,
-    GroupedLinear, HcCollapse, HcExpand, HcPart, HcWeights, IndexScores, IndexTopK, JoinKeys, Linear, Pool,
-    RouterScores, RouterWeights, SinkProbs, Slice, Streams, TableChoice, TailRope, TopK, VisibleKeys,
-    WideNorm,
+    Activation, Add, AttnHeads, AttnScores, Cache, Embed, EntryCache, EntryPlace, Expert, Experts, GateLimit,
+    GatedAct, GroupedLinear, HcCollapse, HcExpand, HcPart, HcWeights, IndexScores, IndexTopK, JoinKeys,
+    Limit, Linear, Pool, RouterScores, RouterWeights, SinkProbs, Slice, Streams, TableChoice, TailRope, TopK,
+    VisibleKeys, WideNorm,
 };
 use crate::program::{Axis, Builder, Program, Value};
 use crate::rope::RopeConfig;
@@ -114,7 +114,18 @@ impl V4<'_> {
     ) -> Value {
         let (rows, heads, dim) = like;
         let RopeConfig { frequencies, amplitude } = rope.clone();
-        let op = TailRope { rows, heads, dim, rotated: self.c.rotated, frequencies, amplitude, inverse };
+        let op = TailRope {
+            rows,
+            heads,
+            dim,
+            rotated: self.c.rotated,
+            frequencies,
+            amplitude,
+            inverse,
+            leading: false,
+            halves: false,
+            entry: EntryPlace::First,
+        };
         self.b.push(tap, op, &[x])
     }
 
@@ -143,7 +154,10 @@ impl V4<'_> {
         };
         let pre = weights("pre", HcPart::Pre);
         let post = weights("post", HcPart::Post);
-        let mix = weights("mix", HcPart::Mix { iterations: self.c.iterations });
+        let mix = weights(
+            "mix",
+            HcPart::Mix { iterations: self.c.iterations, divisor_eps: self.c.hc_eps, rows_first: false },
+        );
         let y = self.b.push(&format!("{tap}_in"), HcCollapse { dim: self.c.hidden }, &[pre, x]);
         (y, post, mix)
     }
@@ -248,7 +262,7 @@ impl V4<'_> {
         let weights = "attn.indexer.weights_proj.weight";
         let w = self.linear("index_weights", x, weights, self.c.hidden, heads);
         let e = self.compressor(x, &index_compressor(dim, ratio));
-        let s = self.b.push("index_scores", IndexScores { heads, dim, ratio }, &[q, w, e]);
+        let s = self.b.push("index_scores", IndexScores { heads, dim, ratio, relu: true }, &[q, w, e]);
         self.b.widen();
         self.b.push("index_topk", IndexTopK { k, ratio }, &[s])
     }
@@ -256,6 +270,7 @@ impl V4<'_> {
     fn experts(&mut self, x: Value, hashed: bool) -> Value {
         let c = self.c;
         let (hidden, inner, k) = (c.hidden, c.inner, c.chosen);
+        let limit = Some(Limit { at: c.limit, gate: GateLimit::Above });
         let l = self.linear("router_logits", x, "ffn.gate.weight", hidden, c.experts);
         let s = self.b.push("router_scores", RouterScores { scoring: c.scoring, wide: false }, &[l]);
         let choice = if hashed {
@@ -270,14 +285,14 @@ impl V4<'_> {
         let experts = Experts {
             experts: (0..c.experts).map(|e| self.expert(e)).collect(),
             activation: Activation::Silu,
-            limit: Some(c.limit),
+            limit,
             dim: hidden,
             inner,
         };
         let routed = self.b.push("experts_out", experts, &[x, choice, w]);
         let gate = self.linear("shared_gate_proj", x, "ffn.shared_experts.w1.weight", hidden, inner);
         let up = self.linear("shared_up_proj", x, "ffn.shared_experts.w3.weight", hidden, inner);
-        let act = GatedAct { activation: Activation::Silu, limit: Some(c.limit) };
+        let act = GatedAct { activation: Activation::Silu, limit };
         let act = self.b.push("shared_act", act, &[gate, up]);
         let shared = self.linear("shared_out", act, "ffn.shared_experts.w2.weight", inner, hidden);
         self.b.push("mlp_out", Add, &[routed, shared])
