@@ -117,6 +117,8 @@ hypotheses! {
     moe_score_func_wrong => "moe-score-func-wrong",
     output_groups_interleaved => "output-groups-interleaved",
     swiglu_clamp_wrong => "swiglu-clamp-wrong",
+    entries_not_attended => "entries-not-attended",
+    quant_row_scale_as_scalar => "quant-row-scale-as-scalar",
     weights_not_loaded => "weights-not-loaded",
 }
 
