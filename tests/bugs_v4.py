@@ -97,42 +97,37 @@ def no_sink(model):
     return attention(change)
 
 
-@contextmanager
-def masked(model, hide):
-    """`hide(positions [T, 1], keys' positions [1, K], entries' first positions [1, E], m)` gives what is hidden."""
-    right = source.DeepseekV4Attention.forward
-    now = {}
-
-    def remember(self, *args, **kwargs):
-        now["positions"] = kwargs["position_ids"][0]
-        return right(self, *args, **kwargs)
-
-    def change(inner, module, query, key, value, mask, **rest):
-        if module.compressor is None:
-            return inner(module, query, key, value, mask, **rest)
-        m = module.compressor.compress_rate
-        positions = now["positions"][:, None]
-        entries = int(now["positions"][-1] + 1) // m
-        window = key.shape[2] - entries
-        keys = int(now["positions"][-1]) + 1 - window + torch.arange(window)[None]
-        hidden = hide(positions, keys, torch.arange(entries)[None] * m, m)
-        mask = torch.zeros(1, 1, *hidden.shape) if mask is None else mask
-        mask = mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
-        return inner(module, query, key, value, mask, **rest)
-
-    with patch.object(source.DeepseekV4Attention, "forward", remember), attention(change):
-        yield
-
-
 def entries_one_token_late(model):
-    return masked(model, lambda t, k, e, m: torch.cat([torch.zeros(len(t), k.shape[1]) > 0, e + m > t], 1))
+    """The mask over entries lacks the one that a token completes."""
+
+    def wrong(compressor):
+        def call(right, hidden, latent, position_ids, *rest):
+            entries, bias = right(hidden, latent, position_ids, *rest)
+            count, m = entries.shape[2], compressor.compress_rate
+            bias = torch.zeros(1, 1, position_ids.shape[1], count) if bias is None else bias
+            late = torch.arange(count)[None] * m + m == position_ids[0][:, None] + 1
+            return entries, bias.masked_fill(late, float("-inf"))
+
+        return forward(compressor, call)
+
+    return everywhere(wrong(layer.self_attn.compressor) for layer in layers(model, HEAVY, SPARSE))
 
 
 def window_without_compressed_tokens(model):
-    def hide(t, k, e, m):
-        return torch.cat([(k // m + 1) * m <= t + 1, torch.zeros(len(t), e.shape[1]) > 0], 1)
+    """The mask over keys lacks those of complete blocks."""
 
-    return masked(model, hide)
+    def wrong(attn):
+        def call(right, *args, **kwargs):
+            mask, positions, m = kwargs["attention_mask"], kwargs["position_ids"][0], attn.compressor.compress_rate
+            window = positions.shape[0] if mask is None else mask.shape[-1]
+            keys = int(positions[-1]) + 1 - window + torch.arange(window)
+            hidden = (keys // m + 1)[None] * m <= positions[:, None] + 1
+            mask = torch.zeros(1, 1, *hidden.shape) if mask is None else mask
+            return right(*args, **{**kwargs, "attention_mask": mask.masked_fill(hidden, torch.finfo(mask.dtype).min)})
+
+        return forward(attn, call)
+
+    return everywhere(wrong(layer.self_attn) for layer in layers(model, HEAVY, SPARSE))
 
 
 def window_one_too_long(model):

@@ -35,6 +35,7 @@ class Bug:
     also: tuple = ()
     model: str = "v4"
     cause: str = ""
+    faint: bool = False  # shows in some layers only, and not first where it is planted first
 
     @property
     def name(self):
@@ -45,7 +46,8 @@ class Bug:
         return self.plant in bugs.AFTER
 
     def first(self, modules_only):
-        return HIDDEN.get(self.tap, self.tap) if modules_only else self.tap
+        """Where it may show first. The order of operations decides among taps that are wrong in their own right."""
+        return self.taps(modules_only) if modules_only or self.faint else {self.tap}
 
     def taps(self, modules_only):
         taps = {self.tap, *self.also}
@@ -81,11 +83,12 @@ BUGS = [
     Bug(bugs.window_one_too_long, "visible_keys", cause="swa-off-by-one"),
     Bug(bugs.window_without_compressed_tokens, "visible_keys", COMPRESSED, cause="window-without-compressed-tokens"),
     Bug(bugs.q_norm_missing, "q_norm", cause="norm-missing"),
-    Bug(bugs.mix_not_transposed, "attn_resid", also=("out",), cause="hc-mix-transposed"),
+    # in the first layer all streams are the same, and any doubly stochastic matrix leaves them so
+    Bug(bugs.mix_not_transposed, "attn_resid", also=("out",), cause="hc-mix-transposed", faint=True),
     Bug(bugs.sinkhorn_one_iteration, "hc_attn_mix", also=MIXES, cause="hc-sinkhorn-wrong"),
-    Bug(bugs.sinkhorn_one_less, "hc_attn_mix", also=MIXES, cause="hc-sinkhorn-wrong"),
+    Bug(bugs.sinkhorn_one_less, "hc_attn_mix", also=MIXES, cause="hc-sinkhorn-wrong", faint=True),
     Bug(bugs.post_without_factor, "hc_attn_post", also=("hc_ffn_post",), cause="hc-post-factor-missing"),
-    Bug(bugs.norm_per_stream, "hc_attn_norm", also=("hc_ffn_norm",), cause="hc-norm-per-stream"),
+    Bug(bugs.norm_per_stream, "hc_attn_norm", also=("hc_ffn_norm",), cause="hc-norm-per-stream", faint=True),
     Bug(bugs.bias_in_routing_weights, "router_weights", SCORED, cause="moe-bias-in-combine-weights"),
     Bug(bugs.no_routed_scale, "router_weights", cause="moe-routed-scale-missing"),
     Bug(bugs.hash_ignored, "router_topk", HASHED, cause="moe-hash-ignored"),
