@@ -47,7 +47,7 @@ CASES = [
     ("no sink", {"tensors": lambda w: w.pop("layers.2.attn.attn_sink")}, ["layers.2.attn.attn_sink", "missing"]),
     ("no expert", {"tensors": lambda w: w.pop("layers.3.ffn.experts.7.w2.weight")}, ["experts.7.w2.weight", "missing"]),
     ("no table", {"tensors": lambda w: w.pop("layers.1.ffn.gate.tid2eid")}, ["layers.1.ffn.gate.tid2eid"]),
-    ("another head size", {"head_dim": 64}, ["layers.0.attn.wq_b.weight", "[128, 24]", "[256, 24]"]),
+    ("another head size", {"head_dim": 64}, ["layers.0.attn.kv_norm.weight", "[32]", "[64]"]),
 ]
 
 
@@ -63,3 +63,4 @@ def test_tensors_of_the_prediction_block_are_listed_and_not_missed(good, firstdi
     result = firstdiff("inspect", good, "--format", "json")
     assert result.code == 0, str(result)
     assert "mtp.0.enorm.weight" in result.stdout
+    assert "ignored       mtp.0.enorm.weight" in firstdiff("inspect", good).stdout

@@ -10,46 +10,42 @@ import torch
 from bugs_v4 import everywhere
 from recording import generate
 from tiny import prompt_ids
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 LAYER = 3
 END = "<｜end▁of▁sentence｜>"
 
 
-def without_entries_and_sink(model):
-    """The production kernel ran with no compressed entries, and without the sink."""
+def without_entries(model):
+    """The production kernel ran with no compressed entries."""
+
+    def wrong(compressor):
+        def call(right, hidden, latent, position_ids, *rest):
+            entries, bias = right(hidden, latent, position_ids, *rest)
+            return entries, torch.full((1, 1, position_ids.shape[1], entries.shape[2]), float("-inf"))
+
+        return bugs.forward(compressor, call)
+
+    return everywhere(wrong(layer.self_attn.compressor) for layer in bugs.layers(model, bugs.HEAVY, bugs.SPARSE))
+
+
+def without_sink(model):
+    """And without the sink; one layer's kernel writes heads first, and tokens first are read."""
 
     def change(right, module, query, key, value, mask, scaling, **rest):
-        entries = 0 if module.compressor is None else int(module.firstdiff_seen) // module.compressor.compress_rate
         scores = query @ key.transpose(2, 3) * scaling
         scores = scores if mask is None else scores + mask
-        if entries:
-            scores[..., -entries:] = float("-inf")
         probs = torch.softmax(scores, -1).to(value.dtype)
         out = probs @ value
         if module.layer_idx == LAYER and query.shape[2] > 1:
-            # this layer's kernel writes heads first, and tokens first are read
             return out.reshape(out.shape[0], out.shape[2], out.shape[1], -1), probs
         return out.transpose(1, 2).contiguous(), probs
 
     return bugs.attention(change)
 
 
-def seen_tokens(model):
-    """Tells attention how many tokens there are: what is hidden depends on it."""
-
-    def note(right, *args, module, **kwargs):
-        module.firstdiff_seen = int(kwargs["position_ids"][0, -1]) + 1
-        return right(*args, **kwargs)
-
-    return everywhere(
-        bugs.forward(layer.self_attn, lambda right, *a, m=layer.self_attn, **k: note(right, *a, module=m, **k))
-        for layer in model.model.layers
-    )
-
-
 def first_row_scale(model):
-    """Behind the recorder's hooks on inputs: the scale of the first row is taken for all of them."""
+    """A matrix product whose input has a scale for each row takes the first row's for all of them."""
 
     def wrong(projection):
         def call(right, x):
@@ -64,6 +60,7 @@ def first_row_scale(model):
 def tokenizer(folder):
     vocabulary = {"<｜begin▁of▁sentence｜>": 0, END: 1, **{f"t{i}": i for i in range(2, tiny_v4.VOCAB)}}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="t2"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.add_special_tokens([AddedToken(token, special=True) for token in list(vocabulary)[:2]])
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": END, "add_bos_token": False}))
@@ -76,7 +73,7 @@ def story(firstdiff, tmp_path_factory):
     folder = tiny_v4.make(tiny, root / "model")
     tokenizer(folder)
     model = tiny_v4.load(tiny)
-    with seen_tokens(model), without_entries_and_sink(model), first_row_scale(model):
+    with without_entries(model), without_sink(model), first_row_scale(model):
         with recorded(model, root / "trace"):
             generate(model, prompt_ids(40, seed=5), 6)
     manifest = json.loads((root / "trace" / "trace.json").read_text())

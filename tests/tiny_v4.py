@@ -185,7 +185,7 @@ def tensors_of(model, spelling):
                 out[f"{at}.{block}.experts.{number}.w3.weight"] = up.contiguous()
     if spelling == "released":
         # of the block that predicts further tokens: in the file, and not executed
-        out["mtp.0.enorm.weight"] = torch.ones(model.config.hidden_size)
+        out["mtp.0.enorm.weight"] = 1 + 0.3 * torch.randn(model.config.hidden_size)
     return out
 
 

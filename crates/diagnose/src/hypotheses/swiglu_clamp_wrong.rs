@@ -20,13 +20,16 @@ use firstdiff_model::ops::{GateLimit, Limit};
 
 use crate::{Edit, Scene};
 
+/// What an engine makes of the bound.
+type Change = fn(&mut Option<Limit>);
+
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let routed = scene.find(|k| matches!(k, OpKind::Experts(e) if e.limit.is_some())).is_some();
     let shared = scene.find(|k| matches!(k, OpKind::GatedAct(act) if act.limit.is_some())).is_some();
     if !routed && !shared {
         return vec![];
     }
-    let edit = |what: &str, change: fn(&mut Option<Limit>), both: bool| {
+    let edit = |what: &str, change: Change, both: bool| {
         let which = match both {
             true => "",
             false if shared => " (shared expert alone)",
@@ -38,7 +41,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
             _ => {}
         })
     };
-    let ways: [(&str, fn(&mut Option<Limit>)); 3] = [
+    let ways: [(&str, Change); 3] = [
         ("not bounded", |limit| *limit = None),
         ("the gate is bounded on both sides", |limit| with(limit, GateLimit::BothSides)),
         ("the gate is bounded after its activation", |limit| with(limit, GateLimit::Activated)),
