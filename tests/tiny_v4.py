@@ -6,6 +6,7 @@ operations would go untested.
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +74,8 @@ class TinyV4:
 
     def raw_config(self):
         schedule = BY_TYPES if self.schedule == "types" else BY_RATIOS
-        return {k: v for k, v in {**BASE, **schedule, **self.config}.items() if v is not None}
+        # a copy: transformers writes into what it is given
+        return deepcopy({k: v for k, v in {**BASE, **schedule, **self.config}.items() if v is not None})
 
 
 CONFIGS = [

@@ -106,6 +106,7 @@ hypotheses! {
     compressor_overlap_wrong => "compressor-overlap-wrong",
     compressor_ape_missing => "compressor-ape-missing",
     compressor_gate_per_token => "compressor-gate-per-token",
+    norm_missing => "norm-missing",
     hc_mix_transposed => "hc-mix-transposed",
     hc_sinkhorn_wrong => "hc-sinkhorn-wrong",
     hc_post_factor_missing => "hc-post-factor-missing",

@@ -22,7 +22,8 @@ use crate::{Edit, Scene};
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let Some((_, op)) = scene.find(|k| matches!(k, OpKind::TailRope(_))) else { return vec![] };
     let OpKind::TailRope(own) = &op.kind else { return vec![] };
-    let theta = compressed_rope(scene, "rope_theta").or_else(|| scene.number("compress_rope_theta"));
+    // A flat object of settings may hold the other layers' base.
+    let theta = scene.number("compress_rope_theta").or_else(|| compressed_rope(scene, "rope_theta"));
     let frequencies = own.frequencies.clone();
     let other = RopeFrequencies::Fixed(plain(theta.unwrap_or(160_000.0), own.rotated));
     vec![Edit::new("frequencies without yarn").ops(move |op| {
