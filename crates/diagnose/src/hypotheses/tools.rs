@@ -1,5 +1,8 @@
 //! What several hypotheses need.
 
+use std::collections::BTreeMap;
+
+use firstdiff_model::ops::Pool;
 use firstdiff_model::{OpKind, RopeFrequencies};
 use firstdiff_tensor::Tensor;
 
@@ -151,6 +154,69 @@ pub(super) fn grouping(scene: &Scene) -> Option<(usize, usize)> {
     }
 }
 
+/// Cosines and sines of each row and pair, read off a rotated value: in a random execution with what rounding
+/// made of them there, which a table computed anew would not have. `[row][pair]`.
+pub(super) fn table(x: &Tensor<f64>, rotated: &Tensor<f64>, dim: usize) -> Vec<Vec<(f64, f64)>> {
+    let half = dim / 2;
+    let row = |row: usize| {
+        let heads = || x.row(row).chunks(dim).zip(rotated.row(row).chunks(dim));
+        let pair = |i: usize| {
+            let (mut cosine, mut sine, mut square) = (0.0, 0.0, 0.0);
+            for (x, y) in heads() {
+                cosine += x[i] * y[i] + x[i + half] * y[i + half];
+                sine += x[i] * y[i + half] - x[i + half] * y[i];
+                square += x[i] * x[i] + x[i + half] * x[i + half];
+            }
+            if square > 0.0 { (cosine / square, sine / square) } else { (1.0, 0.0) }
+        };
+        (0..half).map(pair).collect()
+    };
+    (0..x.rows()).map(row).collect()
+}
+
+/// The one factor between the engine's value and the model's, where whatever follows attention's output keeps
+/// factors; `None` where it does not, or is none.
+pub(super) fn common_factor(scene: &Scene) -> Option<f64> {
+    let keeps = match &scene.program().ops[scene.op].kind {
+        OpKind::AttnHeads(_) | OpKind::Cache(_) => true,
+        OpKind::Linear(linear) => linear.bias.is_none(),
+        _ => false,
+    };
+    let exact = scene.exact(scene.op).filter(|e| keeps && e.shape() == scene.engine.shape())?;
+    let pairs = || scene.engine.data().iter().zip(exact.data());
+    let dot: f64 = pairs().map(|(x, y)| x * y).sum();
+    let square: f64 = pairs().map(|(_, y)| y * y).sum();
+    let factor = dot / square;
+    (square > 0.0 && factor.is_finite() && factor != 0.0).then_some(factor)
+}
+
+/// The number, between `low` and `high`, whose edit comes nearest to the engine's value: the best of
+/// `count` on a logarithmic grid, then golden sections.
+pub(super) fn fitted(
+    scene: &Scene,
+    (low, high): (f64, f64),
+    count: usize,
+    edit: impl Fn(f64) -> Option<Edit>,
+) -> Option<f64> {
+    let error = |log: f64| -> f64 {
+        let Some(value) = edit(log.exp()).and_then(|e| scene.under(&e)) else { return f64::INFINITY };
+        if value.len() != scene.engine.len() {
+            return f64::INFINITY;
+        }
+        let error: f64 = value.data().iter().zip(scene.engine.data()).map(|(x, y)| (x - y) * (x - y)).sum();
+        if error.is_finite() { error } else { f64::INFINITY }
+    };
+    let (low, step) = (low.ln(), (high.ln() - low.ln()) / count as f64);
+    let grid = (0..=count).map(|i| low + i as f64 * step).map(|x| (error(x), x));
+    let (_, best) = grid.min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let (mut a, mut b) = (best - step, best + step);
+    for _ in 0..40 {
+        let (c, d) = (b - (b - a) * 0.618_034, a + (b - a) * 0.618_034);
+        if error(c) < error(d) { b = d } else { a = c }
+    }
+    Some(((a + b) / 2.0).exp())
+}
+
 /// A number without needless digits.
 pub(super) fn short_number(x: f64) -> String {
     if x != 0.0 && !(1e-3..1e7).contains(&x.abs()) {
@@ -159,4 +225,79 @@ pub(super) fn short_number(x: f64) -> String {
         let text = format!("{x:.6}");
         text.trim_end_matches('0').trim_end_matches('.').to_string()
     }
+}
+
+/// A number of the rotary settings of layers with compressed keys, in either spelling.
+pub(super) fn compressed_rope(scene: &Scene, key: &str) -> Option<f64> {
+    let config = scene.model.checkpoint.config();
+    let nested = config.get("rope_parameters").and_then(|p| p.get("compress"));
+    let scaling = nested.or_else(|| config.get("rope_scaling")).or_else(|| config.get("rope_parameters"));
+    scaling?.get(key)?.as_f64()
+}
+
+/// The position biases of compressors, by name, with the channels of an entry.
+pub(super) struct Apes {
+    pub all: BTreeMap<String, usize>,
+}
+
+/// Those of the program, where the segment has a compressor that `pick` takes.
+pub(super) fn apes(scene: &Scene, pick: fn(&Pool) -> bool) -> Apes {
+    let taken = |k: &OpKind| matches!(k, OpKind::Pool(pool) if pick(pool));
+    if scene.find(taken).is_none() {
+        return Apes { all: BTreeMap::new() };
+    }
+    let pools = scene.program().ops.iter().filter_map(|op| match &op.kind {
+        OpKind::Pool(pool) if pick(pool) => Some((pool.ape.clone(), pool.dim)),
+        _ => None,
+    });
+    Apes { all: pools.collect() }
+}
+
+/// A mask over keys and compressed entries, to change.
+pub(super) struct Mask<'a> {
+    mask: &'a mut Tensor<f64>,
+    positions: &'a [u32],
+    /// Keys; the rest are entries.
+    keys: usize,
+    ratio: usize,
+}
+
+impl Mask<'_> {
+    /// Sets what is seen of the entries, from a row's position, the entry's number, its tokens, and what was.
+    pub fn entries(&mut self, f: impl Fn(usize, usize, usize, bool) -> bool) {
+        let (keys, width) = (self.keys, self.mask.row_len());
+        self.columns(keys..width, |position, column, m, now| f(position, column - keys, m, now));
+    }
+
+    /// Likewise for the keys, by position.
+    pub fn keys(&mut self, f: impl Fn(usize, usize, usize, bool) -> bool) {
+        self.columns(0..self.keys, f);
+    }
+
+    fn columns(&mut self, columns: std::ops::Range<usize>, f: impl Fn(usize, usize, usize, bool) -> bool) {
+        let width = self.mask.row_len().max(1);
+        for (row, &position) in self.mask.data_mut().chunks_mut(width).zip(self.positions) {
+            for column in columns.clone() {
+                if let Some(x) = row.get_mut(column) {
+                    *x = f64::from(u8::from(f(position as usize, column, self.ratio, *x > 0.0)));
+                }
+            }
+        }
+    }
+}
+
+/// Other masks of layers with compressed entries, where the segment has one.
+pub(super) fn visible_keys(scene: &Scene, detail: &str, f: fn(&mut Mask)) -> Vec<Edit> {
+    let masked = |k: &OpKind| matches!(k, OpKind::VisibleKeys(seen) if seen.ratio.is_some());
+    if scene.find(masked).is_none() {
+        return vec![];
+    }
+    vec![Edit::new(detail).output(move |at, _, value| {
+        let OpKind::VisibleKeys(seen) = &at.op().kind else { return None };
+        let mut mask = value.clone();
+        let positions = &at.site.steps[at.site.step].positions;
+        let keys = at.site.kept + positions.len();
+        f(&mut Mask { mask: &mut mask, positions, keys, ratio: seen.ratio? });
+        Some(mask)
+    })]
 }
