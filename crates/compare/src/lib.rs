@@ -20,13 +20,14 @@ mod ulps;
 
 pub use arithmetic::ArithmeticUse;
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
-pub use check::{Check, CheckOptions, Coverage, Verdict, check, check_with_evidence};
+pub use check::{Check, CheckOptions, Coverage, Unloaded, Verdict, check, check_with_evidence};
 pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff};
 pub use error::Error;
 pub use evidence::Evidence;
 pub use finding::{Cause, Element, Finding, Rejected, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
-pub use measure::{MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use replay::Ambiguous;
 pub use structure::Structure;
 pub use tokens::{
     BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,
