@@ -40,6 +40,11 @@ pub(crate) fn step_keys(stored: &[KeyLabel], steps: &[StepInput]) -> Vec<StepKey
     out
 }
 
+/// Whom the keys belong to that the last of these steps attends over, oldest first.
+pub fn stored_keys(steps: &[StepInput]) -> Vec<KeyLabel> {
+    step_keys(&[], steps).pop().map(|k| k.labels).unwrap_or_default()
+}
+
 /// How many keys are visible to each step of a trace, from the first step on.
 pub fn visible_keys(steps: &[StepInput]) -> Vec<usize> {
     step_keys(&[], steps).iter().map(|k| k.labels.len()).collect()
