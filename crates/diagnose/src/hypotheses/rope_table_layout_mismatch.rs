@@ -20,7 +20,7 @@
 use firstdiff_model::OpKind;
 use firstdiff_tensor::Tensor;
 
-use super::tools::{at_rope, ropes};
+use super::tools::{at_rope, ropes, table};
 use crate::{At, Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
@@ -31,8 +31,8 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 true => "each angle stands twice in a row in the table, pairs are i and i + D/2",
                 false => "the table repeats all its angles, pairs are 2i and 2i + 1",
             };
-            edits.push(Edit::new(format!("{detail}{which}")).output(move |at, inputs, _| {
-                at_rope(at, set).then(|| turned(at, inputs.first()?, halves)).flatten()
+            edits.push(Edit::new(format!("{detail}{which}")).output(move |at, inputs, value| {
+                at_rope(at, set).then(|| turned(at, inputs.first()?, value, halves)).flatten()
             }));
         }
     }
@@ -40,27 +40,25 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
 }
 
 /// Rotated in halves with a table for neighbours, or the reverse.
-fn turned(at: &At, x: &Tensor<f64>, halves: bool) -> Option<Tensor<f64>> {
+fn turned(at: &At, x: &Tensor<f64>, value: &Tensor<f64>, halves: bool) -> Option<Tensor<f64>> {
     let OpKind::Rope(rope) = &at.op().kind else { return None };
     let (dim, half) = (rope.dim, rope.dim / 2);
-    let positions = &at.rows().positions;
-    let positions = &positions[positions.len().checked_sub(x.rows())?..];
-    let frequencies = rope.frequencies.at(positions.iter().copied().max().unwrap_or(0));
-    let mut out = x.clone();
+    let table = table(x, value, dim);
+    let mut out = value.clone();
     let width = x.row_len();
     for (row, out) in out.data_mut().chunks_mut(width).enumerate() {
         let x = x.row(row);
         for (c, out) in out.iter_mut().enumerate() {
             let (head, c) = (c / dim * dim, c % dim);
-            let (f, partner) = match halves {
-                true if c < half => (frequencies[c / 2], -x[head + c + half]),
-                true => (frequencies[c / 2], x[head + c - half]),
-                false if c % 2 == 0 => (frequencies[c % half], -x[head + c + 1]),
-                false => (frequencies[c % half], x[head + c - 1]),
+            let (pair, partner) = match halves {
+                true if c < half => (c / 2, -x[head + c + half]),
+                true => (c / 2, x[head + c - half]),
+                false if c % 2 == 0 => (c % half, -x[head + c + 1]),
+                false => (c % half, x[head + c - 1]),
             };
-            let (sine, cosine) = (f64::from(positions[row]) * f).sin_cos();
-            *out = rope.amplitude * (x[head + c] * cosine + partner * sine);
+            let (cosine, sine) = table[row][pair];
+            *out = x[head + c] * cosine + partner * sine;
         }
     }
-    out.reshape(firstdiff_model::extents(&at.op().axes, x.rows(), 0)).ok()
+    Some(out)
 }

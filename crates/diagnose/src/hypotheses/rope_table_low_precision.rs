@@ -23,8 +23,8 @@
 use firstdiff_model::{OpKind, RopeFrequencies};
 use firstdiff_tensor::{Float, Tensor};
 
-use super::tools::{at_rope, ropes};
-use crate::{At, Edit, Scene};
+use super::tools::{at_rope, ropes, table};
+use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let last = scene.input().positions.iter().copied().max().unwrap_or(0);
@@ -46,37 +46,32 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                         positions.iter_mut().for_each(|p| *p = format.round(f64::from(*p)) as u32);
                     }
                 }));
-                edits.push(Edit::new(format!("angles in {name}{which}")).output(move |at, inputs, _| {
-                    at_rope(at, set).then(|| turned(at, inputs.first()?, |a| format.round(a), |t| t)).flatten()
-                }));
             }
-            edits.push(Edit::new(format!("cosines and sines in {name}{which}")).output(move |at, inputs, _| {
-                at_rope(at, set).then(|| turned(at, inputs.first()?, |a| a, |t| format.round(t))).flatten()
+            let detail = format!("cosines and sines in {name}{which}");
+            edits.push(Edit::new(detail).output(move |at, inputs, value| {
+                let OpKind::Rope(rope) = &at.op().kind else { return None };
+                at_rope(at, set).then_some(())?;
+                let rounded = |(c, s): (f64, f64)| (format.round(c), format.round(s));
+                let table = table(inputs.first()?, value, rope.dim);
+                let table = table.into_iter().map(|row| row.into_iter().map(rounded).collect()).collect();
+                Some(turned(inputs.first()?, value, rope.dim, table))
             }));
         }
     }
     edits
 }
 
-/// Rotated with angles, and then cosines and sines, changed.
-fn turned(at: &At, x: &Tensor<f64>, angle: impl Fn(f64) -> f64, table: impl Fn(f64) -> f64) -> Option<Tensor<f64>> {
-    let OpKind::Rope(rope) = &at.op().kind else { return None };
-    let (dim, half) = (rope.dim, rope.dim / 2);
-    let positions = &at.rows().positions;
-    let positions = &positions[positions.len().checked_sub(x.rows())?..];
-    let frequencies = rope.frequencies.at(positions.iter().copied().max().unwrap_or(0));
-    let mut out = x.clone();
+/// Rotated by a table of cosines and sines.
+fn turned(x: &Tensor<f64>, value: &Tensor<f64>, dim: usize, table: Vec<Vec<(f64, f64)>>) -> Tensor<f64> {
+    let (mut out, half) = (value.clone(), dim / 2);
     let width = x.row_len();
-    for (row, out) in out.data_mut().chunks_mut(width).enumerate() {
-        for (i, f) in frequencies.iter().enumerate() {
-            // The table is made in float32.
-            let a = angle(f64::from((f64::from(positions[row]) * f) as f32));
-            let (s, c) = (table((a.sin() * rope.amplitude) as f32 as f64), table((a.cos() * rope.amplitude) as f32 as f64));
-            for (out, x) in out.chunks_mut(dim).zip(x.row(row).chunks(dim)) {
+    for ((row, out), table) in out.data_mut().chunks_mut(width).enumerate().zip(&table) {
+        for (out, x) in out.chunks_mut(dim).zip(x.row(row).chunks(dim)) {
+            for (i, (c, s)) in table.iter().enumerate() {
                 out[i] = x[i] * c - x[i + half] * s;
                 out[i + half] = x[i + half] * c + x[i] * s;
             }
         }
     }
-    out.reshape(firstdiff_model::extents(&at.op().axes, x.rows(), 0)).ok()
+    out
 }

@@ -151,6 +151,26 @@ pub(super) fn grouping(scene: &Scene) -> Option<(usize, usize)> {
     }
 }
 
+/// Cosines and sines of each row and pair, read off a rotated value: in a random execution with what rounding
+/// made of them there, which a table computed anew would not have. `[row][pair]`.
+pub(super) fn table(x: &Tensor<f64>, rotated: &Tensor<f64>, dim: usize) -> Vec<Vec<(f64, f64)>> {
+    let half = dim / 2;
+    let row = |row: usize| {
+        let heads = || x.row(row).chunks(dim).zip(rotated.row(row).chunks(dim));
+        let pair = |i: usize| {
+            let (mut cosine, mut sine, mut square) = (0.0, 0.0, 0.0);
+            for (x, y) in heads() {
+                cosine += x[i] * y[i] + x[i + half] * y[i + half];
+                sine += x[i] * y[i + half] - x[i + half] * y[i];
+                square += x[i] * x[i] + x[i + half] * x[i + half];
+            }
+            if square > 0.0 { (cosine / square, sine / square) } else { (1.0, 0.0) }
+        };
+        (0..half).map(pair).collect()
+    };
+    (0..x.rows()).map(row).collect()
+}
+
 /// The one factor between the engine's value and the model's, where whatever follows attention's output keeps
 /// factors; `None` where it does not, or is none.
 pub(super) fn common_factor(scene: &Scene) -> Option<f64> {
