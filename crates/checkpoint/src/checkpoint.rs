@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
 use crate::gguf::{self, Metadata, permute};
+use crate::quant::{self, Scales, Stored, Unreadable};
 use crate::{Config, Error, FolderFault, Generation, GgufFault, Storage, Tokenizer};
 use crate::{fingerprint, folder, generation, tokenizer, values};
 
@@ -63,6 +64,8 @@ pub(crate) struct Place {
     pub(crate) bytes: Range<usize>,
     /// Rows per head, where the rows within heads are permuted.
     pub(crate) permuted_head_dim: Option<usize>,
+    /// The scales, where they are a tensor of their own.
+    pub(crate) scales: Option<Arc<Scales>>,
 }
 
 impl TensorInfo {
@@ -76,9 +79,12 @@ impl TensorInfo {
         self.len() == 0
     }
 
-    /// Bytes in the file.
+    /// Bytes in the file, those of scales included.
     pub fn stored_bytes(&self) -> usize {
-        self.place.bytes.len()
+        let scales = |s: &Arc<Scales>| {
+            s.at.bytes.len() + s.global.as_ref().map_or(0, |global| global.at.bytes.len())
+        };
+        self.place.bytes.len() + self.place.scales.as_ref().map_or(0, scales)
     }
 
     /// Elements of one row: the last axis of a tensor with two axes or more, else 1.
@@ -187,8 +193,11 @@ impl Checkpoint {
 
     /// The stored bytes of a tensor of this checkpoint.
     pub(crate) fn stored(&self, t: &TensorInfo) -> Result<&[u8], Error> {
-        let bytes = self.parts.get(t.place.part).and_then(|part| part.get(t.place.bytes.clone()));
-        bytes.ok_or_else(|| self.foreign(t))
+        self.bytes(t.place.part, &t.place.bytes).ok_or_else(|| self.foreign(t))
+    }
+
+    fn bytes(&self, part: usize, range: &Range<usize>) -> Option<&[u8]> {
+        self.parts.get(part).and_then(|part| part.get(range.clone()))
     }
 
     fn foreign(&self, t: &TensorInfo) -> Error {
@@ -214,6 +223,9 @@ impl Checkpoint {
         if out.len() != wanted {
             return Err(Error::OutputLength { tensor: t.name.clone(), wanted, given: out.len() });
         }
+        if let Some(scales) = &t.place.scales {
+            return self.read_scaled(t, stored, scales, rows, out);
+        }
         let read = |row: usize, count: usize, out: &mut [f32]| {
             values::read(t.storage, stored, row * row_len..(row + count) * row_len, out)
                 .ok_or_else(|| self.foreign(t))
@@ -226,6 +238,32 @@ impl Checkpoint {
             read(permute::stored_row(row, head_dim), 1, out)?;
         }
         Ok(())
+    }
+
+    fn read_scaled(
+        &self,
+        t: &TensorInfo,
+        packed: &[u8],
+        scales: &Scales,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let at = |s: &Stored| self.bytes(s.part, &s.bytes).ok_or_else(|| self.foreign(t));
+        let global = scales.global.as_ref().map(|global| at(&global.at)).transpose()?;
+        let bytes = quant::Bytes { packed, scales: at(&scales.at)?, global: global.unwrap_or_default() };
+        quant::read_rows(t.storage, scales, &bytes, t.row_len(), rows, out).map_err(|unreadable| {
+            let (path, tensor) = (self.path.clone(), t.name.clone());
+            match unreadable {
+                Unreadable::Outside => self.foreign(t),
+                Unreadable::NanScale { row, column } => {
+                    Error::NanScale { path, tensor, scale: scales.name.clone(), row, column }
+                }
+                Unreadable::Factor => {
+                    let scale = scales.global.as_ref().map(|global| global.name.clone()).unwrap_or_default();
+                    Error::ScaleFactor { path, tensor, scale }
+                }
+            }
+        })
     }
 
     /// The whole tensor, dequantised.
@@ -282,7 +320,11 @@ impl Checkpoint {
     /// bytes each at its start, middle and end. It tells checkpoints apart; it proves nothing to an
     /// adversary. The same weights in another format have another fingerprint.
     pub fn fingerprint(&self) -> String {
-        fingerprint::of(self.tensors.iter().filter_map(|t| Some((t, self.stored(t).ok()?))))
+        let scales = |t: &TensorInfo| {
+            let at = &t.place.scales.as_ref()?.at;
+            self.bytes(at.part, &at.bytes)
+        };
+        fingerprint::of(self.tensors.iter().filter_map(|t| Some((t, self.stored(t).ok()?, scales(t)))))
     }
 }
 

@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Place, map_file};
+use crate::quant::{self, Declared};
 use crate::{Config, Error, FolderFault, Storage, TensorInfo};
 
 /// The most that is read of a JSON file. Real indexes reach a few megabytes.
@@ -45,7 +46,7 @@ pub(crate) fn open(path: &Path) -> Result<Folder, Error> {
     for (part, shard) in shards.names.iter().enumerate() {
         let file = path.join(shard);
         let map = map_file(&file)?;
-        for tensor in read_shard(&file, &map, part, nested)? {
+        for tensor in read_shard(&file, &map, part)? {
             if let Some(first) = tensors.get(&tensor.source_name) {
                 return Err(fault(
                     path,
@@ -65,7 +66,13 @@ pub(crate) fn open(path: &Path) -> Result<Folder, Error> {
             return Err(fault(path, FolderFault::MissingTensor { tensor, shard }));
         }
     }
-    Ok(Folder { config, tensors: tensors.into_values().collect(), parts })
+    let declared = Declared::read(path, &config)?;
+    let joined = quant::join(tensors, &declared, &BTreeMap::new()).map_err(|wrong| fault(path, wrong))?;
+    let mut tensors = joined.tensors;
+    if nested {
+        tensors.iter_mut().for_each(|tensor| tensor.name = text_name(&tensor.name));
+    }
+    Ok(Folder { config, tensors, parts })
 }
 
 /// The names of the folder's files, sorted.
@@ -178,7 +185,7 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', ':', '\0']) && name != "." && name != ".."
 }
 
-fn read_shard(path: &Path, map: &[u8], part: usize, nested: bool) -> Result<Vec<TensorInfo>, Error> {
+fn read_shard(path: &Path, map: &[u8], part: usize) -> Result<Vec<TensorInfo>, Error> {
     let header =
         |error: safetensors::SafeTensorError| fault(path, FolderFault::Header { message: error.to_string() });
     let (header_len, metadata) = SafeTensors::read_metadata(map).map_err(header)?;
@@ -192,11 +199,11 @@ fn read_shard(path: &Path, map: &[u8], part: usize, nested: bool) -> Result<Vec<
         };
         let (start, end) = info.data_offsets;
         tensors.push(TensorInfo {
-            name: if nested { text_name(&source_name) } else { source_name.clone() },
+            name: source_name.clone(),
             source_name,
             shape: info.shape.clone(),
             storage,
-            place: Place { part, bytes: data_start + start..data_start + end, permuted_head_dim: None },
+            place: Place { part, bytes: data_start + start..data_start + end, permuted_head_dim: None, scales: None },
         });
     }
     Ok(tensors)
@@ -229,6 +236,9 @@ fn storage(dtype: Dtype) -> Option<Storage> {
         Dtype::U16 => Storage::U16,
         Dtype::U8 => Storage::U8,
         Dtype::BOOL => Storage::Bool,
+        Dtype::F8_E4M3 => Storage::F8E4M3,
+        Dtype::F8_E5M2 => Storage::F8E5M2,
+        Dtype::F8_E8M0 => Storage::F8E8M0,
         _ => return None,
     })
 }

@@ -15,6 +15,7 @@ mod fingerprint;
 mod folder;
 mod generation;
 pub mod gguf;
+mod quant;
 mod storage;
 mod tokenizer;
 mod values;

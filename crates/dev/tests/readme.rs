@@ -105,7 +105,8 @@ fn supported() -> String {
         Storage::all().filter(|s| keep(*s)).map(Storage::name).collect::<Vec<_>>().join(" ")
     };
     out += &format!("\nWeights in safetensors: {}.\n", names(Storage::is_float));
-    out += &format!("Weights in GGUF: these, and {}.\n", names(Storage::is_quantised));
+    out += &format!("Weights in GGUF: these, and {}.\n", names(Storage::is_ggml_block));
+    out += &format!("Quantised weights in safetensors: {}.\n", names(Storage::has_scales));
     out
 }
 

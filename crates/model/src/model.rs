@@ -39,6 +39,18 @@ pub struct TensorUse<'m> {
     pub usage: Usage,
 }
 
+/// Scales for activations and caches, by the end of their name.
+const ACTIVATION_SCALES: [&str; 8] = [
+    ".input_scale",
+    ".input_scale_inv",
+    ".input_global_scale",
+    ".output_scale",
+    ".activation_scale",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+];
+
 impl Model {
     /// Builds the program of `checkpoint` and checks that every weight is there.
     ///
@@ -83,6 +95,9 @@ impl Model {
             None if name == "rope_freqs.weight" => Usage::Folded,
             None if name.ends_with("rotary_emb.inv_freq") => {
                 Usage::Ignored("recomputed from the configuration")
+            }
+            None if ACTIVATION_SCALES.iter().any(|end| name.ends_with(end)) => {
+                Usage::Ignored("how engines quantise activations; the weights alone are dequantised")
             }
             None => Usage::Unused,
         };

@@ -67,14 +67,6 @@ impl Decoder {
             let reason = format!("is {kv_heads}, which does not divide num_attention_heads {heads}");
             return Err(s.wrong("num_key_value_heads", reason));
         }
-        for key in ["quantization_config", "compression_config"] {
-            if s.raw(key).is_some() {
-                return Err(s.wrong(
-                    key,
-                    "is set; quantised safetensors are not supported, use the unquantised model",
-                ));
-            }
-        }
         let name = s.string_or("hidden_act", "silu", "as the family has it")?;
         let activation = Activation::from_name(&name).ok_or_else(|| {
             s.wrong("hidden_act", format!("is '{name}'; supported are silu and gelu_pytorch_tanh"))
