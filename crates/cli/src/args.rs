@@ -34,6 +34,8 @@ pub enum Command {
     Trace(cmd::trace::Trace),
     /// Look a model over before anything runs: tensors, values, configuration
     Inspect(cmd::inspect::Inspect),
+    /// Say what a cause means, how it shows and how to fix it
+    Explain(cmd::explain::Explain),
     /// Print a completion script for a shell
     Completions(cmd::completions::Completions),
 }

@@ -20,6 +20,7 @@ fn main() -> std::process::ExitCode {
         args::Command::Run(c) => cmd::run::run(&c),
         args::Command::Trace(c) => cmd::trace::run(&c),
         args::Command::Inspect(c) => cmd::inspect::run(&c),
+        args::Command::Explain(c) => cmd::explain::run(&c),
         args::Command::Completions(c) => cmd::completions::run(&c),
     };
     exit.unwrap_or_else(|error| {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::Error;
 use crate::align::Alignment;
 use crate::arithmetic::{self, ArithmeticUse};
+use crate::evidence::Evidence;
 use crate::finding::{Finding, findings};
 use crate::inspection::inspect;
 use crate::measure::Measured;
@@ -84,12 +85,33 @@ pub fn check(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Che
     Ok(check_judged(trace, model, options)?.0)
 }
 
+/// Checks, and keeps what the verdict rests on.
+///
+/// # Errors
+/// When the trace is of another model or cannot be read.
+pub fn check_with_evidence<'a>(
+    trace: &'a Trace,
+    model: &'a Model,
+    options: &CheckOptions,
+) -> Result<(Check, Evidence<'a>), Error> {
+    let (check, judged, alignment, steps, arithmetic) = check_whole(trace, model, options)?;
+    Ok((check, Evidence::new(trace, model, alignment, steps, arithmetic, &judged)))
+}
+
 /// Also gives what was measured, value by value.
 pub(crate) fn check_judged(
     trace: &Trace,
     model: &Model,
     options: &CheckOptions,
 ) -> Result<(Check, Vec<Judged>), Error> {
+    let (check, judged, ..) = check_whole(trace, model, options)?;
+    Ok((check, judged))
+}
+
+/// A check and everything it rests on.
+type Whole = (Check, Vec<Judged>, Alignment, Vec<StepInput>, Arithmetic);
+
+fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Whole, Error> {
     same_model(trace, model)?;
     let alignment = Alignment::new(trace, &model.program)?;
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
@@ -166,7 +188,8 @@ pub(crate) fn check_judged(
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(doubt);
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
-    Ok((Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes }, judged))
+    let check = Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes };
+    Ok((check, judged, alignment, steps, arithmetic))
 }
 
 fn replay(

@@ -70,9 +70,54 @@ pub struct Finding {
     /// The common scale factor, where that is what gave it away.
     pub scale: Option<f64>,
     /// The cause, once known.
-    pub cause: Option<serde_json::Value>,
-    /// Hypotheses that do not explain it.
-    pub rejected: Vec<serde_json::Value>,
+    pub cause: Option<Cause>,
+    /// Hypotheses that do not explain it, the nearest first.
+    pub rejected: Vec<Rejected>,
+}
+
+/// Why an operation is wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cause {
+    /// The hypothesis.
+    pub id: String,
+    /// With the numbers of this case.
+    pub detail: String,
+    /// The error left under it, in noise floors, at the worst place.
+    pub residual: f64,
+    /// Other hypotheses that predict the same value.
+    pub equal: Vec<Rejected>,
+    /// The tap to record next, where it would tell the equal ones apart.
+    pub separate: Option<String>,
+    /// One element of the worst place.
+    pub element: Option<Element>,
+}
+
+/// A hypothesis that is not the one named.
+#[derive(Clone, Debug, Serialize)]
+pub struct Rejected {
+    /// The hypothesis.
+    pub id: String,
+    /// With the numbers of this case.
+    pub detail: String,
+    /// The error left under it, in noise floors.
+    pub residual: f64,
+}
+
+/// Three numbers from one place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Element {
+    /// The tap.
+    pub tap: String,
+    /// The step.
+    pub step: usize,
+    /// Indices along the tap's axes.
+    pub index: Vec<usize>,
+    /// What the engine has.
+    pub engine: f64,
+    /// What the model has.
+    pub exact: f64,
+    /// What the model has under the hypothesis.
+    pub hypothesis: f64,
 }
 
 /// Groups what is wrong, in order of execution.

@@ -60,31 +60,31 @@ impl Replay<'_> {
         let earlier = cached && step.checked_sub(1).is_some_and(|s| self.poisoned[s][op]);
         earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
     }
+}
 
-    /// A projection's channels are heads for the operation that reads it: seen as such, unless its
-    /// noise is known for whole tokens only.
-    fn by_head(
-        &self,
-        op: usize,
-        value: &Tensor<f64>,
-        exact: Tensor<f64>,
-        noise: &Noise<f64>,
-    ) -> (Vec<Axis>, Tensor<f64>, Tensor<f64>) {
-        let axes = &self.program.ops[op].axes;
-        let reader = self.program.ops.iter().find(|r| r.inputs.first().is_some_and(|v| v.0 == op));
-        if let (&[Axis::Tokens, Axis::Channels(width)], Some(reader)) = (axes.as_slice(), reader)
-            && let [.., Axis::Heads(heads), Axis::Channels(dim)] = *reader.axes
-            && heads * dim == width
-            && noise.along.is_empty()
-        {
-            let shape = [value.rows(), heads, dim];
-            let pair = (value.clone().reshape(shape), exact.clone().reshape(shape));
-            if let (Ok(value), Ok(exact)) = pair {
-                return (vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)], value, exact);
-            }
+/// A projection's channels are heads for the operation that reads it: seen as such, unless its
+/// noise is known for whole tokens only.
+pub(crate) fn by_head(
+    program: &Program,
+    op: usize,
+    value: &Tensor<f64>,
+    exact: Tensor<f64>,
+    noise: &Noise<f64>,
+) -> (Vec<Axis>, Tensor<f64>, Tensor<f64>) {
+    let axes = &program.ops[op].axes;
+    let reader = program.ops.iter().find(|r| r.inputs.first().is_some_and(|v| v.0 == op));
+    if let (&[Axis::Tokens, Axis::Channels(width)], Some(reader)) = (axes.as_slice(), reader)
+        && let [.., Axis::Heads(heads), Axis::Channels(dim)] = *reader.axes
+        && heads * dim == width
+        && noise.along.is_empty()
+    {
+        let shape = [value.rows(), heads, dim];
+        let pair = (value.clone().reshape(shape), exact.clone().reshape(shape));
+        if let (Ok(value), Ok(exact)) = pair {
+            return (vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)], value, exact);
         }
-        (axes.clone(), value.clone(), exact)
     }
+    (axes.clone(), value.clone(), exact)
 }
 
 /// The input rows of a recorded step.
@@ -133,7 +133,7 @@ impl Taps<f64> for Replay<'_> {
         if poisoned {
             make_finite(&mut value, &exact);
         }
-        let (axes, view, exact) = self.by_head(computed.op, &value, exact, &noise);
+        let (axes, view, exact) = by_head(self.program, computed.op, &value, exact, &noise);
         let measured = Measured::new(&view, &exact, &noise, &axes);
         let (mut found, mut distances) = (vec![], None);
         if measured.is_wrong() && measured.non_finite == 0 && self.examine(&op.tap) {
@@ -157,7 +157,7 @@ impl Taps<f64> for Replay<'_> {
 }
 
 /// Puts the exact value where the recorded one is not finite.
-fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+pub(crate) fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
     for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
         if !x.is_finite() && y.is_finite() {
             *x = *y;
@@ -166,7 +166,7 @@ fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
 }
 
 /// Some engines record scores after the mask: huge negative numbers say nothing about the product.
-fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+pub(crate) fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
     for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
         if *x == f64::NEG_INFINITY || *x < -1e4 && *x < -100.0 * y.abs() {
             *x = *y;
@@ -175,7 +175,7 @@ fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
 }
 
 /// The part of the exact value, and of its noise, that was recorded: the last rows or keys.
-fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>, Noise<f64>) {
+pub(crate) fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>, Noise<f64>) {
     if exact.shape() == shape {
         return (exact.clone(), noise);
     }

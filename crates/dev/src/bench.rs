@@ -14,7 +14,7 @@ use firstdiff_reference::{Computed, Executor, Nothing, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
-use crate::{bench_verdicts, models, python, workspace};
+use crate::{bench_causes, bench_verdicts, models, python, workspace};
 
 mod diff;
 
@@ -39,6 +39,8 @@ enum What {
     Check,
     /// Right engines that must agree, planted faults that must be found, and how small they may be
     Verdicts(bench_verdicts::Verdicts),
+    /// Every planted fault: located, named, wrongly named, by class
+    Causes(bench_causes::Causes),
     /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
     Diff(diff::Sizes),
 }
@@ -51,6 +53,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match &c.what {
         What::Verdicts(verdicts) => return bench_verdicts::run(verdicts),
         What::Diff(sizes) => return diff::run(sizes, c.rounds),
+        What::Causes(causes) => return bench_causes::run(causes),
         What::Reference | What::Check => {}
     }
     let path = match &c.model {
@@ -61,7 +64,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
-        What::Verdicts(_) | What::Diff(_) => Ok(()),
+        What::Verdicts(_) | What::Diff(_) | What::Causes(_) => Ok(()),
     }
 }
 

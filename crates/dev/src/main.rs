@@ -1,8 +1,10 @@
 //! `cargo dev`: what developing firstdiff takes. Not published.
 
 mod bench;
+mod bench_causes;
 mod bench_verdicts;
 mod demo;
+mod docs;
 mod models;
 mod python;
 mod test;
@@ -23,6 +25,8 @@ enum Command {
     Test(test::Test),
     /// Measure speed and memory side by side with transformers
     Bench(bench::Bench),
+    /// Write the generated pages of docs/ again
+    Docs,
     /// Make the demo's bundled files again, from a real transformers run
     Demo,
 }
@@ -31,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Test(c) => test::run(&c),
         Command::Bench(c) => bench::run(&c),
+        Command::Docs => docs::run(),
         Command::Demo => demo::run(),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use firstdiff_checkpoint::{Checkpoint, Storage};
-use firstdiff_compare::{CheckOptions, check};
+use firstdiff_compare::{CheckOptions, check_with_evidence};
 use firstdiff_model::{FAMILIES, Model};
 use firstdiff_trace::Trace;
 
@@ -124,8 +124,11 @@ fn the_output_shown_first_is_what_the_demo_prints() {
     let trace = Trace::open(&demo.join("trace")).unwrap();
     let model = Model::new(Checkpoint::open(&demo.join("model")).unwrap()).unwrap();
     let options = CheckOptions { arithmetic: None, memory: 0, lanes: 9, progress: None };
-    let result = firstdiff_report::check_text(&check(&trace, &model, &options).unwrap());
-    let expected: String = result.lines().take(10).map(|l| format!("{l}\n")).collect();
+    let (mut result, evidence) = check_with_evidence(&trace, &model, &options).unwrap();
+    let options = firstdiff_diagnose::Options { memory: 0, lanes: options.lanes };
+    firstdiff_diagnose::diagnose(&mut result, &evidence, options).unwrap();
+    let result = firstdiff_report::check_text(&result);
+    let expected: String = result.lines().take(13).map(|l| format!("{l}\n")).collect();
     let readme = read("README.md");
     let shown = between(&readme, "```text", "```");
     assert!(shown == expected, "the first block of README.md should be:\n\n{expected}");

@@ -1,5 +1,6 @@
 //! The one engine of everything.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use firstdiff_model::{Op, OpKind, Program};
@@ -12,7 +13,10 @@ use crate::weights::Weights;
 
 mod exact;
 mod noise;
+mod segment;
 mod shared;
+
+pub use segment::{Edits, Predicted, Recorded, Site, Unedited};
 
 /// The input rows of one forward call.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +43,9 @@ impl StepInput {
             .map(|(&sequence, &position)| KeyLabel { sequence, position })
     }
 }
+
+/// Exact values of an operation, and what rounding may do to each: one of both for each step.
+type Values<T> = (Vec<Tensor<T>>, Vec<noise::Spread<T>>);
 
 /// What rounding in the engine's arithmetic may do to one value.
 #[derive(Clone, Debug)]
@@ -176,10 +183,25 @@ pub struct Executor<'a> {
 
 /// The inputs of one operation in one step.
 struct Inputs<'a, T> {
-    values: Vec<&'a Flight<T>>,
-    step: &'a StepInput,
+    values: Vec<Flight<T>>,
+    step: Cow<'a, StepInput>,
     /// The keys stored, oldest first.
-    keys: &'a StepKeys,
+    keys: Cow<'a, StepKeys>,
+    /// What is done to the output, and where.
+    edits: Option<(&'a dyn Edits<T>, Site<'a>)>,
+}
+
+impl<T: Real> Inputs<'_, T> {
+    /// The exact inputs, or those of a lane.
+    fn tensors(&self, lane: Option<usize>) -> Vec<&Tensor<T>> {
+        self.values.iter().map(|v| lane.and_then(|l| v.lanes.get(l)).unwrap_or(&v.exact).as_ref()).collect()
+    }
+
+    /// The output as an edit leaves it; `None` where there is none.
+    fn edited(&self, lane: Option<usize>, value: &Tensor<T>) -> Option<Tensor<T>> {
+        let (edits, site) = self.edits.as_ref()?;
+        edits.output(site, &self.tensors(lane), value)
+    }
 }
 
 impl Executor<'_> {
@@ -207,9 +229,10 @@ impl Executor<'_> {
                     .iter()
                     .enumerate()
                     .map(|(s, step)| Inputs {
-                        values: op.inputs.iter().filter_map(|v| flights[v.0][s].as_ref()).collect(),
-                        step,
-                        keys: &step_keys[s],
+                        values: op.inputs.iter().filter_map(|v| flights[v.0][s].clone()).collect(),
+                        step: Cow::Borrowed(step),
+                        keys: Cow::Borrowed(&step_keys[s]),
+                        edits: None,
                     })
                     .collect();
                 if let OpKind::Cache(cache) = &op.kind {
@@ -250,12 +273,8 @@ impl Executor<'_> {
         inputs: &[Inputs<T>],
         taps: &mut impl Taps<T>,
     ) -> Result<Vec<Flight<T>>, Error> {
-        let exact = exact::compute(op, inputs, self.weights)?;
         let recorded: Vec<bool> = (0..inputs.len()).map(|s| taps.recorded(index, s)).collect();
-        let mut noises = match self.arithmetic {
-            None => inputs.iter().map(|_| noise::Spread::default()).collect(),
-            Some(a) => noise::compute(self, a, index, op, inputs, &exact, &recorded)?,
-        };
+        let (exact, mut noises) = self.values(index, op, inputs, &recorded)?;
         let mut outputs = Vec::with_capacity(inputs.len());
         for (s, exact) in exact.into_iter().enumerate() {
             let spread = std::mem::take(&mut noises[s]);
@@ -273,6 +292,25 @@ impl Executor<'_> {
         Ok(outputs)
     }
 
+    /// The exact values of an operation, and what rounding may do to them, step by step.
+    fn values<T: Real>(
+        &self,
+        index: usize,
+        op: &Op,
+        inputs: &[Inputs<T>],
+        recorded: &[bool],
+    ) -> Result<Values<T>, Error> {
+        let plain = exact::compute(op, inputs, self.weights)?;
+        let edited: Vec<Option<Tensor<T>>> =
+            inputs.iter().zip(&plain).map(|(i, y)| i.edited(None, y)).collect();
+        let noises = match self.arithmetic {
+            None => inputs.iter().map(|_| noise::Spread::default()).collect(),
+            Some(a) => noise::compute(self, a, index, op, inputs, (&plain, &edited), recorded)?,
+        };
+        let exact = plain.into_iter().zip(edited).map(|(plain, edited)| edited.unwrap_or(plain)).collect();
+        Ok((exact, noises))
+    }
+
     /// The cache operation: appends each step's rows to the state, in order.
     fn cache<T: Real>(
         &self,
@@ -285,7 +323,7 @@ impl Executor<'_> {
         let mut outputs = Vec::with_capacity(inputs.len());
         let source = self.program.ops[index].inputs[0].0;
         for (s, input) in inputs.iter().enumerate() {
-            let new = input.values[0];
+            let new = &input.values[0];
             let rows = new.exact.rows();
             let mut lanes = new.lanes.clone();
             let recorded = taps.recorded(index, s);

@@ -8,8 +8,10 @@ use crate::execute::StepInput;
 
 /// Whom a key belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct KeyLabel {
+pub struct KeyLabel {
+    /// Sequence of the row that wrote it.
     pub sequence: i64,
+    /// Its position there.
     pub position: u32,
 }
 

@@ -20,7 +20,10 @@ mod weights;
 
 pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
 pub use error::Error;
-pub use execute::{Computed, Damping, Executor, Noise, Nothing, Repeats, StepInput, Taps};
-pub use keys::{KeyValues, visible_keys};
+pub use execute::{
+    Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site, StepInput, Taps,
+    Unedited,
+};
+pub use keys::{KeyLabel, KeyValues, visible_keys};
 pub use session::Session;
 pub use weights::Weights;

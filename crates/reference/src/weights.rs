@@ -18,15 +18,49 @@ pub struct Weights<'m> {
     checkpoint: &'m Checkpoint,
     round: Option<Float>,
     budget: usize,
-    used: AtomicUsize,
-    kept: Mutex<HashMap<String, Arc<Vec<f32>>>>,
+    used: Arc<AtomicUsize>,
+    kept: Arc<Mutex<HashMap<String, Arc<Vec<f32>>>>>,
+    /// Values used in place of the file's.
+    edited: HashMap<String, Arc<Vec<f32>>>,
 }
 
 impl<'m> Weights<'m> {
     /// Weights of `checkpoint`, rounded to `format`; up to `budget` bytes are kept dequantised.
     pub fn new(checkpoint: &'m Checkpoint, format: Float, budget: usize) -> Weights<'m> {
         let round = matches!(format, Float::BF16 | Float::F16).then_some(format);
-        Weights { checkpoint, round, budget, used: AtomicUsize::new(0), kept: Mutex::default() }
+        Weights {
+            checkpoint,
+            round,
+            budget,
+            used: Arc::default(),
+            kept: Arc::default(),
+            edited: HashMap::new(),
+        }
+    }
+
+    /// The same weights with some replaced; those have the file's shapes. What is kept is shared.
+    pub fn edited(&self, edited: HashMap<String, Arc<Vec<f32>>>) -> Weights<'m> {
+        let Weights { checkpoint, round, budget, ref used, ref kept, .. } = *self;
+        Weights { checkpoint, round, budget, used: used.clone(), kept: kept.clone(), edited }
+    }
+
+    /// A whole weight, as operations use it.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it or it cannot be read.
+    pub fn whole(&self, name: &str) -> Result<Arc<Vec<f32>>, Error> {
+        let info = self.info(name)?;
+        if let Some(values) = self.keep(info)? {
+            return Ok(values);
+        }
+        let mut values = self.checkpoint.read(info)?;
+        self.round(&mut values);
+        Ok(Arc::new(values))
+    }
+
+    /// The shape of a weight; `None` where the checkpoint lacks it.
+    pub fn shape(&self, name: &str) -> Option<&'m [usize]> {
+        self.checkpoint.tensor(name).map(|t| t.shape.as_slice())
     }
 
     fn info(&self, name: &str) -> Result<&'m TensorInfo, Error> {
@@ -63,7 +97,12 @@ impl<'m> Weights<'m> {
         let width = info.shape.iter().skip(1).product();
         let mut buffer = vec![0f32; width];
         let mut out = Vec::new();
+        let edited = self.edited.get(name);
         for row in rows {
+            if let Some(values) = edited {
+                out.extend(values[row * width..(row + 1) * width].iter().map(|&x| T::from_f32(x)));
+                continue;
+            }
             self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
             self.round(&mut buffer);
             out.extend(buffer.iter().map(|&x| T::from_f32(x)));
@@ -104,6 +143,9 @@ impl<'m> Weights<'m> {
     fn keep(&self, info: &TensorInfo) -> Result<Option<Arc<Vec<f32>>>, Error> {
         // A panic in another thread leaves whole entries only: the map is still good.
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(values) = self.edited.get(&info.name) {
+            return Ok(Some(values.clone()));
+        }
         if let Some(values) = lock().get(&info.name) {
             return Ok(Some(values.clone()));
         }

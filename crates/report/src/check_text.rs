@@ -121,8 +121,55 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
     if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
         line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
     }
-    if f.cause.is_none() {
-        line(out, "  cause", "not known")?;
+    cause(out, f)
+}
+
+/// The cause and what speaks for it, or what came nearest.
+fn cause(out: &mut String, f: &Finding) -> std::fmt::Result {
+    let Some(cause) = &f.cause else {
+        line(out, "  cause", "not known: nothing tried explains it")?;
+        if let Some(r) = f.rejected.first() {
+            line(
+                out,
+                "  nearest",
+                &format!("{} ({}) leaves {} noise floors", r.id, r.detail, short(r.residual)),
+            )?;
+        }
+        return Ok(());
+    };
+    line(out, "  cause", &format!("{}: {}", cause.id, cause.detail))?;
+    line(
+        out,
+        "  evidence",
+        &format!(
+            "under it, {} noise floors are left of {}; 2 are allowed",
+            short(cause.residual),
+            short(f.ratio)
+        ),
+    )?;
+    if let Some(e) = &cause.element {
+        let index: Vec<String> = e.index.iter().map(ToString::to_string).collect();
+        line(
+            out,
+            "  for example",
+            &format!(
+                "{}[{}]: engine {}, model {}, under the cause {}",
+                e.tap,
+                index.join(","),
+                short(e.engine),
+                short(e.exact),
+                short(e.hypothesis)
+            ),
+        )?;
+    }
+    for other in &cause.equal {
+        line(out, "  or", &format!("{}: {}; it predicts the same", other.id, other.detail))?;
+    }
+    if let Some(tap) = &cause.separate {
+        line(out, "  separate", &format!("record {tap}: there they differ"))?;
+    }
+    if let Some(r) = f.rejected.first() {
+        line(out, "  not", &format!("{} ({}), which leaves {}", r.id, r.detail, short(r.residual)))?;
     }
     Ok(())
 }
@@ -134,6 +181,12 @@ pub(crate) fn next(check: &Check) -> Option<String> {
         Verdict::Agrees => None,
         Verdict::Diverges => {
             let f = check.findings.first()?;
+            if let Some(cause) = &f.cause {
+                return Some(match &cause.separate {
+                    Some(tap) => format!("record {tap}: it tells {} from the others", cause.id),
+                    None => format!("firstdiff explain {}", cause.id),
+                });
+            }
             Some(if f.operations.len() > 1 {
                 let inner: Vec<&String> = f.operations.iter().filter(|o| **o != f.tap).collect();
                 let passed: Vec<&String> = inner.iter().filter(|o| !is_branch(o)).copied().collect();

@@ -4,6 +4,7 @@
 mod beside_text;
 mod check_text;
 mod diff_text;
+mod explain_text;
 mod inspect_text;
 pub mod json;
 mod number;
@@ -12,6 +13,7 @@ mod tokens_text;
 pub use beside_text::beside_text;
 pub use check_text::check_text;
 pub use diff_text::diff_text;
+pub use explain_text::{explain_list, hypotheses_page};
 pub use inspect_text::inspect_text;
 pub use number::{bytes, count, short};
 pub use tokens_text::tokens_text;

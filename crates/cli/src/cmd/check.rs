@@ -2,7 +2,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
-use firstdiff_compare::{CheckOptions, Verdict, beside, check};
+use firstdiff_compare::{CheckOptions, Verdict, beside, check_with_evidence};
+use firstdiff_diagnose::diagnose;
 use firstdiff_model::Model;
 use firstdiff_reference::Arithmetic;
 use firstdiff_trace::Trace;
@@ -16,6 +17,9 @@ use crate::progress::Progress;
 /// Executions from which the noise of inner values is taken: one to nearest, eight at random. More would
 /// narrow the estimate; eight already keep it within a factor of 1.6 for values of any size.
 pub const LANES: usize = 9;
+
+/// Bytes of dequantised weights kept while hypotheses are tried.
+const DIAGNOSIS_MEMORY: usize = 256 << 20;
 
 /// Hold an engine's trace against its model.
 ///
@@ -84,8 +88,12 @@ pub fn verdict(
     let report = |done, total| progress.report(done, total);
     // Each weight is read once for all steps: there is nothing to keep.
     let options = CheckOptions { arithmetic, memory: 0, lanes: LANES, progress: Some(&report) };
-    let result = check(trace, model, &options).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
+    let (mut result, evidence) = check_with_evidence(trace, model, &options)
+        .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     drop(progress);
+    // The same weights are used by many hypotheses in turn.
+    let options = firstdiff_diagnose::Options { memory: DIAGNOSIS_MEMORY, lanes: LANES };
+    diagnose(&mut result, &evidence, options).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     match format {
         OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
         OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,

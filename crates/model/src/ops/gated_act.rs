@@ -7,6 +7,16 @@ pub enum Activation {
     Silu,
     /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
     GeluTanh,
+    /// `x/2 (1 + erf(x/sqrt(2)))`.
+    GeluErf,
+    /// `x / (1 + exp(-1.702 x))`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)^2`.
+    SquaredRelu,
+    /// `x`.
+    Identity,
 }
 
 impl Activation {

@@ -38,14 +38,14 @@ pub(super) fn compute<T: Real>(
     index: usize,
     op: &Op,
     inputs: &[Inputs<T>],
-    exact: &[Tensor<T>],
+    (plain, edited): (&[Tensor<T>], &[Option<Tensor<T>>]),
     recorded: &[bool],
 ) -> Result<Vec<Spread<T>>, Error> {
     let sums = match &op.kind {
-        OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, exact)?,
+        OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, plain)?,
         _ => {
             let sums = |(i, y): (&Inputs<T>, &Tensor<T>)| attention_sums(arithmetic, op, i, y);
-            inputs.iter().zip(exact).map(sums).collect()
+            inputs.iter().zip(plain).map(sums).collect()
         }
     };
     let lanes = match &op.kind {
@@ -54,14 +54,27 @@ pub(super) fn compute<T: Real>(
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
     };
-    let lanes: Vec<Vec<Tensor<T>>> = lanes
+    let sums: Vec<Option<Vec<f64>>> = sums
         .into_iter()
-        .zip(exact)
+        .enumerate()
+        .map(|(s, sums)| match &edited[s] {
+            Some(edited) => edited_sums(&inputs[s], &plain[s], edited, sums?),
+            None => sums,
+        })
+        .collect();
+    let lanes = lanes.into_iter().enumerate().map(|(s, lanes)| match &edited[s] {
+        Some(_) => edited_lanes(&inputs[s], &plain[s], lanes),
+        None => lanes,
+    });
+    let exact: Vec<&Tensor<T>> =
+        plain.iter().zip(edited).map(|(plain, edited)| edited.as_ref().unwrap_or(plain)).collect();
+    let lanes: Vec<Vec<Tensor<T>>> = lanes
+        .zip(&exact)
         .zip(recorded)
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
     let (store, repeats) = (arithmetic.store, repeats(op));
-    let parts = sums.into_iter().zip(lanes).zip(exact).enumerate();
+    let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
@@ -74,18 +87,45 @@ pub(super) fn compute<T: Real>(
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
-                Arc::new(stored(lanes.get(lane).unwrap_or(exact), sums.as_deref(), store, random, lane))
+                Arc::new(stored(lanes.get(lane).unwrap_or(*exact), sums.as_deref(), store, random, lane))
             });
             Spread { noise: None, lanes: lanes.collect() }
         })
         .collect();
-    let along = shared::along(executor, arithmetic, op, inputs, exact, &spreads)?;
+    let along = shared::along(executor, arithmetic, op, inputs, &exact, &spreads)?;
     for (spread, along) in spreads.iter_mut().zip(along) {
         if let Some(noise) = &mut spread.noise {
             noise.along = along;
         }
     }
     Ok(spreads)
+}
+
+/// The variance of sums behind an edit, to first order: what moving each element by its deviation does
+/// to the edited value. Right for whatever moves, scales, replaces or maps single elements.
+fn edited_sums<T: Real>(
+    inputs: &Inputs<T>,
+    plain: &Tensor<T>,
+    edited: &Tensor<T>,
+    sums: Vec<f64>,
+) -> Option<Vec<f64>> {
+    let mut moved = plain.clone();
+    moved.data_mut().iter_mut().zip(&sums).for_each(|(y, v)| *y += T::from_f64(v.sqrt()));
+    let moved = inputs.edited(None, &moved)?;
+    let squared = |(a, b): (&T, &T)| (a.to_f64() - b.to_f64()).powi(2);
+    (moved.len() == edited.len()).then(|| moved.data().iter().zip(edited.data()).map(squared).collect())
+}
+
+/// The lanes of a value behind an edit.
+fn edited_lanes<T: Real>(inputs: &Inputs<T>, plain: &Tensor<T>, lanes: Vec<Tensor<T>>) -> Vec<Tensor<T>> {
+    // An edit may read inputs that differ from lane to lane where the operation itself has no lanes.
+    let count = inputs.values.iter().map(|v| v.lanes.len()).max().unwrap_or(0).max(lanes.len());
+    (0..count)
+        .map(|lane| {
+            let value = lanes.get(lane).unwrap_or(plain);
+            inputs.edited(Some(lane), value).unwrap_or_else(|| value.clone())
+        })
+        .collect()
 }
 
 /// What is rounded last in an operation.

@@ -21,7 +21,7 @@ pub(super) fn along<T: Real>(
     a: &Arithmetic,
     op: &Op,
     inputs: &[Inputs<T>],
-    exact: &[Tensor<T>],
+    exact: &[&Tensor<T>],
     spreads: &[Spread<T>],
 ) -> Result<Vec<Vec<f64>>, Error> {
     let none = || Ok(vec![vec![]; inputs.len()]);
@@ -39,7 +39,7 @@ pub(super) fn along<T: Real>(
         .iter()
         .zip(spreads)
         .map(|(y, spread)| {
-            let mut g = y.clone();
+            let mut g = (*y).clone();
             if let Some(noise) = &spread.noise {
                 let toward = |(i, g): (usize, &mut T)| *g = T::from_f64(noise.direction(i, g.to_f64()));
                 g.data_mut().par_iter_mut().enumerate().with_min_len(1024).for_each(toward);

@@ -1,0 +1,202 @@
+//! A change to an execution: what the engine may have computed instead.
+
+use std::sync::Arc;
+
+use firstdiff_compare::Evidence;
+use firstdiff_model::{Op, Program};
+use firstdiff_reference::{Edits, KeyLabel, Recorded as _, Site, Weights};
+use firstdiff_tensor::Tensor;
+
+/// Where an edit is asked what it does, and what it may look up there.
+pub struct At<'a> {
+    /// The operation and the step.
+    pub site: &'a Site<'a>,
+    pub(crate) weights: &'a Weights<'a>,
+    pub(crate) evidence: &'a Evidence<'a>,
+}
+
+impl At<'_> {
+    /// The operation.
+    pub fn op(&self) -> &Op {
+        self.site.op
+    }
+
+    /// The last part of the operation's tap: `q_rope` of `layers.3.q_rope`.
+    pub fn tap(&self) -> &str {
+        firstdiff_trace::tap::split(&self.site.op.tap).1
+    }
+
+    /// The layer, where the operation has one.
+    pub fn layer(&self) -> Option<usize> {
+        firstdiff_trace::tap::split(&self.site.op.tap).0
+    }
+
+    /// A weight, whole; `None` where the model lacks it.
+    pub fn weight(&self, name: &str) -> Option<Arc<Vec<f32>>> {
+        self.weights.whole(name).ok()
+    }
+
+    /// What the engine recorded of another operation or step.
+    pub fn recorded(&self, op: usize, step: usize) -> Option<Tensor<f64>> {
+        if step >= self.site.steps.len() {
+            return None;
+        }
+        self.evidence.read(op, step).ok().flatten()
+    }
+}
+
+/// A weight that an edit may replace.
+pub struct Weight<'a> {
+    /// Its name in the checkpoint.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [usize],
+    pub(crate) weights: &'a Weights<'a>,
+}
+
+impl Weight<'_> {
+    /// Its values.
+    pub fn values(&self) -> Option<Arc<Vec<f32>>> {
+        self.weights.whole(self.name).ok()
+    }
+
+    /// Those of another weight of the same shape.
+    pub fn other(&self, name: &str) -> Option<Arc<Vec<f32>>> {
+        (self.weights.shape(name)? == self.shape).then(|| self.weights.whole(name).ok()).flatten()
+    }
+}
+
+type ProgramEdit = Box<dyn Fn(&mut Program) + Send + Sync>;
+type WeightEdit = Box<dyn Fn(&Weight) -> Option<Vec<f32>> + Send + Sync>;
+type PositionEdit = Box<dyn Fn(&At, &mut Vec<u32>) + Send + Sync>;
+type KeyEdit = Box<dyn Fn(&At, &mut Vec<KeyLabel>) + Send + Sync>;
+type InputEdit = Box<dyn Fn(&At, usize, &Tensor<f64>) -> Option<Tensor<f64>> + Send + Sync>;
+type OutputEdit = Box<dyn Fn(&At, &[&Tensor<f64>], &Tensor<f64>) -> Option<Tensor<f64>> + Send + Sync>;
+
+/// What the engine may have computed instead. Built up with the methods below; a later call of one
+/// method replaces an earlier one.
+#[derive(Default)]
+pub struct Edit {
+    /// What it says, with its parameters: `theta 10000 where the model has 1000000`.
+    pub detail: String,
+    pub(crate) parameters: usize,
+    pub(crate) program: Option<ProgramEdit>,
+    weight: Option<WeightEdit>,
+    positions: Option<PositionEdit>,
+    keys: Option<KeyEdit>,
+    input: Option<InputEdit>,
+    output: Option<OutputEdit>,
+}
+
+impl Edit {
+    /// No change yet.
+    pub fn new(detail: impl Into<String>) -> Edit {
+        Edit { detail: detail.into(), ..Edit::default() }
+    }
+
+    /// Says how many numbers were fitted to the engine's value: of equal explanations, the one with the
+    /// fewest is named.
+    #[must_use]
+    pub fn fitted(mut self, parameters: usize) -> Edit {
+        self.parameters = parameters;
+        self
+    }
+
+    /// Changes the program. Operations keep their places: other kinds and inputs, none added.
+    #[must_use]
+    pub fn program(mut self, f: impl Fn(&mut Program) + Send + Sync + 'static) -> Edit {
+        self.program = Some(Box::new(f));
+        self
+    }
+
+    /// Changes every operation of the program that `f` cares for.
+    #[must_use]
+    pub fn ops(self, f: impl Fn(&mut Op) + Send + Sync + 'static) -> Edit {
+        self.program(move |p| p.ops.iter_mut().for_each(&f))
+    }
+
+    /// Other values for weights; `None` leaves one as it is.
+    #[must_use]
+    pub fn weight(mut self, f: impl Fn(&Weight) -> Option<Vec<f32>> + Send + Sync + 'static) -> Edit {
+        self.weight = Some(Box::new(f));
+        self
+    }
+
+    /// Other positions, for rotations (which turn by them) or for masks (which see up to them).
+    #[must_use]
+    pub fn positions(mut self, f: impl Fn(&At, &mut Vec<u32>) + Send + Sync + 'static) -> Edit {
+        self.positions = Some(Box::new(f));
+        self
+    }
+
+    /// Other labels of the stored keys, for masks.
+    #[must_use]
+    pub fn keys(mut self, f: impl Fn(&At, &mut Vec<KeyLabel>) + Send + Sync + 'static) -> Edit {
+        self.keys = Some(Box::new(f));
+        self
+    }
+
+    /// Another value for an operation's input, by its number.
+    #[must_use]
+    pub fn input(
+        mut self,
+        f: impl Fn(&At, usize, &Tensor<f64>) -> Option<Tensor<f64>> + Send + Sync + 'static,
+    ) -> Edit {
+        self.input = Some(Box::new(f));
+        self
+    }
+
+    /// Another value for an operation's output, from its inputs and from what it should be. Also right for
+    /// replacing a computation altogether.
+    #[must_use]
+    pub fn output(
+        mut self,
+        f: impl Fn(&At, &[&Tensor<f64>], &Tensor<f64>) -> Option<Tensor<f64>> + Send + Sync + 'static,
+    ) -> Edit {
+        self.output = Some(Box::new(f));
+        self
+    }
+
+    /// The replacement of one weight, where there is one.
+    pub(crate) fn replaced(&self, weight: &Weight) -> Option<Vec<f32>> {
+        let values = self.weight.as_ref()?(weight)?;
+        (values.len() == weight.shape.iter().product::<usize>()).then_some(values)
+    }
+}
+
+/// An edit with what its closures may look up.
+pub(crate) struct Applied<'a> {
+    pub edit: &'a Edit,
+    pub weights: &'a Weights<'a>,
+    pub evidence: &'a Evidence<'a>,
+}
+
+impl Applied<'_> {
+    fn at<'s>(&'s self, site: &'s Site<'s>) -> At<'s> {
+        At { site, weights: self.weights, evidence: self.evidence }
+    }
+}
+
+impl Edits<f64> for Applied<'_> {
+    fn positions(&self, site: &Site, positions: &mut Vec<u32>) {
+        if let Some(f) = &self.edit.positions {
+            f(&self.at(site), positions);
+        }
+    }
+
+    fn keys(&self, site: &Site, keys: &mut Vec<KeyLabel>) {
+        if let Some(f) = &self.edit.keys {
+            f(&self.at(site), keys);
+        }
+    }
+
+    fn input(&self, site: &Site, number: usize, value: &Tensor<f64>) -> Option<Tensor<f64>> {
+        self.edit.input.as_ref()?(&self.at(site), number, value)
+    }
+
+    fn output(&self, site: &Site, inputs: &[&Tensor<f64>], value: &Tensor<f64>) -> Option<Tensor<f64>> {
+        let edited = self.edit.output.as_ref()?(&self.at(site), inputs, value)?;
+        // Another shape would not fit what reads it.
+        (edited.shape() == value.shape()).then_some(edited)
+    }
+}

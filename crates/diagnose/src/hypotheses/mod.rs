@@ -1,0 +1,122 @@
+//! Every hypothesis: one file each, one line in the list below.
+//!
+//! A file's module comment is what `firstdiff explain ID` prints. Its `propose` looks at a scene and
+//! returns edits: at least one wherever the hypothesis could hold, none elsewhere.
+
+mod tools;
+
+use crate::{Edit, Scene};
+
+/// Something that engines get wrong.
+#[derive(Clone, Copy)]
+pub struct Hypothesis {
+    /// Its name, fixed for ever.
+    pub id: &'static str,
+    source: &'static str,
+    /// What the engine may have computed instead, here.
+    pub propose: fn(&Scene) -> Vec<Edit>,
+}
+
+impl Hypothesis {
+    /// What it is, how it shows, where it was seen, how to fix it: its file's module comment, in Markdown.
+    pub fn text(&self) -> String {
+        let lines = self.source.lines().map_while(|l| l.strip_prefix("//!"));
+        lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The first line of the text: what it is, in a few words.
+    pub fn title(&self) -> String {
+        self.text().lines().next().unwrap_or_default().trim_start_matches("# ").to_string()
+    }
+}
+
+/// The hypothesis with this name.
+pub fn hypothesis(id: &str) -> Option<&'static Hypothesis> {
+    HYPOTHESES.iter().find(|h| h.id == id)
+}
+
+macro_rules! hypotheses {
+    ($($module:ident => $id:literal,)*) => {
+        $(mod $module;)*
+
+        /// All hypotheses. Of equal explanations with equally many fitted numbers, the first one is named.
+        pub const HYPOTHESES: &[Hypothesis] = &[$(
+            Hypothesis {
+                id: $id,
+                source: include_str!(concat!(stringify!($module), ".rs")),
+                propose: $module::propose,
+            },
+        )*];
+    };
+}
+
+hypotheses! {
+    rope_pairing_interleaved_vs_half => "rope-pairing-interleaved-vs-half",
+    rope_output_not_reinterleaved => "rope-output-not-reinterleaved",
+    rope_scaling_llama3_missing => "rope-scaling-llama3-missing",
+    rope_local_global_theta_swapped => "rope-local-global-theta-swapped",
+    rope_theta_wrong => "rope-theta-wrong",
+    rope_partial_wrong_denominator => "rope-partial-wrong-denominator",
+    pos_decode_offset_missing => "pos-decode-offset-missing",
+    pos_chunk_offset => "pos-chunk-offset",
+    pos_decode_offset_wrong => "pos-decode-offset-wrong",
+    qkv_bias_missing => "qkv-bias-missing",
+    qkv_bias_added_twice => "qkv-bias-added-twice",
+    qk_weight_permutation => "qk-weight-permutation",
+    attn_scale_missing => "attn-scale-missing",
+    attn_scale_twice => "attn-scale-twice",
+    head_dim_derived => "head-dim-derived",
+    attn_scale_wrong_dim => "attn-scale-wrong-dim",
+    attn_scale_layer_idx => "attn-scale-layer-idx",
+    gqa_tile_vs_repeat => "gqa-tile-vs-repeat",
+    gqa_wrong_divisor => "gqa-wrong-divisor",
+    mask_causal_missing => "mask-causal-missing",
+    mask_off_by_one => "mask-off-by-one",
+    swa_ring_wrap => "swa-ring-wrap",
+    swa_off_by_one => "swa-off-by-one",
+    swa_not_applied => "swa-not-applied",
+    swa_applied_when_disabled => "swa-applied-when-disabled",
+    kv_slot_mapping => "kv-slot-mapping",
+    race_cross_block_visibility => "race-cross-block-visibility",
+    norm_eps_wrong => "norm-eps-wrong",
+    norm_mean_subtract => "norm-mean-subtract",
+    norm_unit_offset_double => "norm-unit-offset-double",
+    norm_unit_offset_missing => "norm-unit-offset-missing",
+    final_norm_missing => "final-norm-missing",
+    residual_from_normed => "residual-from-normed",
+    mlp_gate_up_swapped => "mlp-gate-up-swapped",
+    act_wrong_fn => "act-wrong-fn",
+    act_gelu_erf_vs_tanh => "act-gelu-erf-vs-tanh",
+    kernel_strides_ignored => "kernel-strides-ignored",
+    kernel_layout_alias => "kernel-layout-alias",
+    lm_head_tied_by_mistake => "lm-head-tied-by-mistake",
+    lm_head_uninitialised => "lm-head-uninitialised",
+    weights_not_loaded => "weights-not-loaded",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hypothesis_is_named_like_its_file_and_says_all_that_explain_prints() {
+        for h in HYPOTHESES {
+            let file = format!("{}.rs", h.id.replace('-', "_"));
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/hypotheses/").to_string() + &file;
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), h.source, "{path}");
+            let text = h.text();
+            assert!(text.starts_with("# "), "{file} starts with a title");
+            for heading in ["## How it shows", "## Seen in", "## Fix"] {
+                let section = text.split_once(heading).map(|(_, rest)| rest.trim_start());
+                let filled = section.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('#'));
+                assert!(filled, "{file} has a section '{heading}'");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::BTreeSet<&str> = HYPOTHESES.iter().map(|h| h.id).collect();
+        assert_eq!(names.len(), HYPOTHESES.len());
+    }
+}

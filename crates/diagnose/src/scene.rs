@@ -1,0 +1,131 @@
+//! One wrong value, and everything around it that a hypothesis may look at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use firstdiff_compare::{Evidence, Finding};
+use firstdiff_model::{Model, Op, OpKind, Program};
+use firstdiff_reference::{Recorded as _, Site, StepInput, Weights};
+use firstdiff_tensor::Tensor;
+
+use crate::Error;
+use crate::edit::{At, Edit};
+use crate::trial::Trial;
+
+/// One wrong value: an operation in a step, with the operations between it and the recorded values that
+/// it follows from.
+pub struct Scene<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The wrong operation, by its place in the program.
+    pub op: usize,
+    /// The step.
+    pub step: usize,
+    /// The operations executed in this step, in order; the wrong one is among them.
+    pub ops: Vec<usize>,
+    /// The wrong taps of the finding, without their layers: `q_proj`, `k_proj`.
+    pub taps: Vec<String>,
+    /// The layers in which they are wrong; empty for taps outside layers.
+    pub layers: Vec<usize>,
+    /// The engine's value.
+    pub engine: Tensor<f64>,
+    evidence: &'a Evidence<'a>,
+    weights: &'a Weights<'a>,
+    exact: BTreeMap<usize, Tensor<f64>>,
+}
+
+impl<'a> Scene<'a> {
+    pub(crate) fn new(
+        trial: &'a Trial<'a>,
+        finding: &Finding,
+        op: usize,
+        step: usize,
+    ) -> Result<Option<Scene<'a>>, Error> {
+        let evidence = trial.evidence;
+        let Some(engine) = evidence.value(op, step)? else { return Ok(None) };
+        let places = BTreeSet::from([(op, step)]);
+        let Some(predicted) = trial.predict(&Edit::new(""), &places, true)? else { return Ok(None) };
+        let exact: BTreeMap<usize, Tensor<f64>> =
+            predicted.into_iter().filter(|p| p.step == step).map(|p| (p.op, p.exact)).collect();
+        Ok(Some(Scene {
+            model: evidence.model,
+            op,
+            step,
+            ops: exact.keys().copied().collect(),
+            taps: finding.taps.iter().map(|t| firstdiff_trace::tap::split(t).1.to_string()).collect(),
+            layers: finding.layers.clone(),
+            engine,
+            evidence,
+            weights: &trial.weights,
+            exact,
+        }))
+    }
+
+    /// The program.
+    pub fn program(&self) -> &'a Program {
+        &self.model.program
+    }
+
+    /// The step's input rows.
+    pub fn input(&self) -> &StepInput {
+        &self.evidence.steps[self.step]
+    }
+
+    /// All steps' input rows.
+    pub fn steps(&self) -> &[StepInput] {
+        &self.evidence.steps
+    }
+
+    /// The first operation of the segment that `pick` takes.
+    pub fn find(&self, pick: impl Fn(&OpKind) -> bool) -> Option<(usize, &'a Op)> {
+        self.ops.iter().map(|&i| (i, &self.program().ops[i])).find(|(_, op)| pick(&op.kind))
+    }
+
+    /// The operation of the segment whose tap, without its layer, has this name.
+    pub fn find_tap(&self, name: &str) -> Option<(usize, &'a Op)> {
+        self.ops.iter().map(|&i| (i, &self.program().ops[i])).find(|(_, op)| short(op) == name)
+    }
+
+    /// The wrong operation, where its own inputs are recorded, so that its computation can be fitted.
+    pub fn alone(&self) -> Option<&'a Op> {
+        let op = &self.program().ops[self.op];
+        (self.ops.len() == 1).then_some(op)
+    }
+
+    /// The value that operations read: the engine's where recorded, else the exact one of the segment.
+    pub fn value(&self, op: usize) -> Option<Tensor<f64>> {
+        self.recorded(op, self.step).or_else(|| self.exact.get(&op).cloned())
+    }
+
+    /// The exact value of an operation of the segment.
+    pub fn exact(&self, op: usize) -> Option<&Tensor<f64>> {
+        self.exact.get(&op)
+    }
+
+    /// What the engine recorded, in any step.
+    pub fn recorded(&self, op: usize, step: usize) -> Option<Tensor<f64>> {
+        self.evidence.read(op, step).ok().flatten()
+    }
+
+    /// A weight, whole; `None` where the model lacks it.
+    pub fn weight(&self, name: &str) -> Option<Arc<Vec<f32>>> {
+        self.weights.whole(name).ok()
+    }
+
+    /// A number of the model's configuration, as the file spells it.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        self.model.checkpoint.config().get(key).and_then(|v| v.as_f64())
+    }
+
+    /// Hands `f` the same view of an operation that an edit's closures get.
+    pub fn at<R>(&self, index: usize, f: impl FnOnce(&At) -> R) -> R {
+        let op = &self.program().ops[index];
+        let site = Site { index, op, step: self.step, steps: &self.evidence.steps, kept: 0 };
+        f(&At { site: &site, weights: self.weights, evidence: self.evidence })
+    }
+}
+
+/// The last part of an operation's tap.
+pub(crate) fn short(op: &Op) -> &str {
+    firstdiff_trace::tap::split(&op.tap).1
+}

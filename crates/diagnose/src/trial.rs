@@ -1,0 +1,98 @@
+//! Executing an edit and holding what it predicts against what the engine has.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
+use firstdiff_model::Program;
+use firstdiff_reference::{Executor, Predicted, Weights};
+
+use crate::Error;
+use crate::edit::{Applied, Edit, Weight};
+
+/// Places: an operation and a step each.
+pub(crate) type Places = BTreeSet<(usize, usize)>;
+
+/// Where edits are tried.
+pub(crate) struct Trial<'a> {
+    pub evidence: &'a Evidence<'a>,
+    pub weights: Weights<'a>,
+    pub lanes: usize,
+}
+
+impl<'a> Trial<'a> {
+    /// What `edit` predicts at `places`, and with `inner` on the way there; `None` where it does not fit
+    /// this model.
+    pub fn predict(
+        &self,
+        edit: &Edit,
+        places: &Places,
+        inner: bool,
+    ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        let original = &self.evidence.model.program;
+        let edited = edit.program.as_ref().map(|change| {
+            let mut program: Program = original.clone();
+            change(&mut program);
+            program
+        });
+        let program = edited.as_ref().unwrap_or(original);
+        let executor = Executor {
+            program,
+            weights: &self.weights,
+            arithmetic: Some(&self.evidence.arithmetic),
+            lanes: self.lanes,
+            progress: None,
+        };
+        let ops: BTreeSet<usize> = executor.needed(places, self.evidence).iter().map(|p| p.0).collect();
+        let mut replaced = HashMap::new();
+        for &op in &ops {
+            for (name, shape) in program.ops[op].kind.weights() {
+                if self.weights.shape(name) != Some(shape.as_slice()) {
+                    return Ok(None);
+                }
+                let weight = Weight { name, shape: &shape, weights: &self.weights };
+                if let Some(values) = edit.replaced(&weight) {
+                    replaced.insert(name.to_string(), Arc::new(values));
+                }
+            }
+        }
+        let weights = self.weights.edited(replaced);
+        let executor = Executor { weights: &weights, ..executor };
+        let applied = Applied { edit, weights: &self.weights, evidence: self.evidence };
+        let steps = &self.evidence.steps;
+        Ok(Some(executor.segment(steps, places, self.evidence, &applied, inner)?))
+    }
+
+    /// The error that `edit` leaves at the worst of `places`, in noise floors; the largest there is where
+    /// it does not fit. Stops at the first place beyond `enough`.
+    pub fn residual(&self, edit: &Edit, places: &Places, enough: f64) -> Result<f64, Error> {
+        let mut worst: f64 = 0.0;
+        // One layer at a time: that bounds what is held in memory, and most edits fail early.
+        let layer = |op: usize| firstdiff_trace::tap::split(&self.evidence.model.program.ops[op].tap).0;
+        let mut rest: Vec<(usize, usize)> = places.iter().copied().collect();
+        while let Some(&(first, _)) = rest.first() {
+            let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|p| layer(p.0) == layer(first));
+            rest = later;
+            let Some(predicted) = self.predict(edit, &now.into_iter().collect(), false)? else {
+                return Ok(MAX_RATIO);
+            };
+            for value in predicted {
+                let measured = self.evidence.measure(value)?;
+                worst = worst.max(measured.as_ref().map_or(MAX_RATIO, residual));
+            }
+            if worst > enough {
+                break;
+            }
+        }
+        Ok(worst)
+    }
+}
+
+/// Where healthy ends, in the unit of [`residual`].
+pub(crate) const INSIDE: f64 = THRESHOLDS.whole;
+
+/// The error of the worst part, in noise floors of a whole value: parts, factors and offsets count by
+/// how near they are to being wrong.
+pub(crate) fn residual(measured: &Measured) -> f64 {
+    if measured.non_finite > 0 { MAX_RATIO } else { (measured.severity() * INSIDE).min(MAX_RATIO) }
+}

@@ -1,0 +1,14 @@
+//! The engine on NVIDIA GPUs.
+//!
+//! Nothing of CUDA is needed to build this. What is needed to run it is looked for when an [`Engine`] is
+//! loaded, and an [`Error`] names what is missing.
+
+mod device;
+mod engine;
+mod error;
+mod taps;
+
+pub use device::Device;
+pub use engine::{Engine, Memory, Options, Step};
+pub use error::Error;
+pub use taps::{Tap, Wanted};

@@ -1,0 +1,240 @@
+//! Some operations of a program, executed from recorded values: what a segment would have given,
+//! had the engine computed something else in it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use firstdiff_model::{Op, OpKind};
+use firstdiff_tensor::{Real, Tensor};
+
+use super::{Executor, Flight, Inputs, Noise, StepInput, noise};
+use crate::error::Error;
+use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
+
+/// What a cache holds in each step, and what rounding may do to it.
+type Rows<T> = Vec<(Tensor<T>, noise::Spread<T>)>;
+
+/// Where an edit is asked what it does.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// The operation, by its place in the program.
+    pub index: usize,
+    /// The operation.
+    pub op: &'a Op,
+    /// The step.
+    pub step: usize,
+    /// All steps.
+    pub steps: &'a [StepInput],
+    /// How many keys were stored before this step.
+    pub kept: usize,
+}
+
+/// What an execution does that the program does not say.
+pub trait Edits<T>: Sync {
+    /// Changes the positions that the operation sees: those it rotates by, or those of the rows that it
+    /// masks for.
+    fn positions(&self, _site: &Site, _positions: &mut Vec<u32>) {}
+
+    /// Changes whom the stored keys belong to, as the operation sees it.
+    fn keys(&self, _site: &Site, _keys: &mut Vec<KeyLabel>) {}
+
+    /// Another value in place of the operation's input `number`.
+    fn input(&self, _site: &Site, _number: usize, _value: &Tensor<T>) -> Option<Tensor<T>> {
+        None
+    }
+
+    /// Another value in place of the operation's output.
+    fn output(&self, _site: &Site, _inputs: &[&Tensor<T>], _value: &Tensor<T>) -> Option<Tensor<T>> {
+        None
+    }
+}
+
+/// The program as it is.
+#[derive(Debug)]
+pub struct Unedited;
+
+impl<T> Edits<T> for Unedited {}
+
+/// Values that a segment may start from.
+pub trait Recorded<T> {
+    /// Whether there is one.
+    fn has(&self, op: usize, step: usize) -> bool;
+
+    /// The value.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self, op: usize, step: usize) -> Result<Option<Tensor<T>>, Error>;
+}
+
+/// What a segment gives.
+#[derive(Debug)]
+pub struct Predicted<T> {
+    /// The operation.
+    pub op: usize,
+    /// The step.
+    pub step: usize,
+    /// Its exact value.
+    pub exact: Tensor<T>,
+    /// What rounding may do to it; only for targets, where the executor has an arithmetic.
+    pub noise: Option<Noise<T>>,
+}
+
+/// Operations and steps.
+type Places = BTreeSet<(usize, usize)>;
+
+impl Executor<'_> {
+    /// Predicts the value of each target (an operation and a step), from recorded values and through as
+    /// few operations as possible. With `inner`, values of the operations on the way are given too.
+    ///
+    /// # Errors
+    /// When a value or a weight cannot be read.
+    pub fn segment<T: Real>(
+        &self,
+        steps: &[StepInput],
+        targets: &Places,
+        recorded: &dyn Recorded<T>,
+        edits: &dyn Edits<T>,
+        inner: bool,
+    ) -> Result<Vec<Predicted<T>>, Error> {
+        let needed = self.needed(targets, recorded);
+        let keys = step_keys(&[], steps);
+        let mut state = KeyValues::new(self.program.ops.len());
+        let mut flights: BTreeMap<(usize, usize), Flight<T>> = BTreeMap::new();
+        let mut predicted = Vec::new();
+        for (index, op) in self.program.ops.iter().enumerate() {
+            let at: Vec<usize> = needed.range((index, 0)..=(index, usize::MAX)).map(|p| p.1).collect();
+            if at.is_empty() {
+                continue;
+            }
+            let mut inputs = Vec::with_capacity(at.len());
+            for &step in &at {
+                let site = Site { index, op, step, steps, kept: keys[step].kept };
+                inputs.push(self.edited_inputs(site, &keys[step], recorded, &mut flights, edits)?);
+            }
+            let wanted: Vec<bool> = at.iter().map(|&step| targets.contains(&(index, step))).collect();
+            let outputs = match &op.kind {
+                OpKind::Cache(cache) => {
+                    self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?
+                }
+                _ => {
+                    let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;
+                    exact.into_iter().zip(spreads).collect()
+                }
+            };
+            for ((&step, (exact, spread)), wanted) in at.iter().zip(outputs).zip(wanted) {
+                let lanes = spread.lanes;
+                if wanted || inner {
+                    predicted.push(Predicted { op: index, step, exact: exact.clone(), noise: spread.noise });
+                }
+                if !recorded.has(index, step) {
+                    flights.insert((index, step), Flight { exact: Arc::new(exact), lanes });
+                }
+            }
+        }
+        Ok(predicted)
+    }
+
+    /// The operations to execute, and in which steps.
+    pub fn needed<T: Real>(&self, targets: &Places, recorded: &dyn Recorded<T>) -> Places {
+        let mut needed = Places::new();
+        let mut pending: Vec<(usize, usize)> = targets.iter().copied().collect();
+        while let Some((index, step)) = pending.pop() {
+            if !needed.insert((index, step)) {
+                continue;
+            }
+            let op = &self.program.ops[index];
+            let stateful = matches!(op.kind, OpKind::Cache(_));
+            if stateful && step > 0 {
+                pending.push((index, step - 1));
+            }
+            for input in &op.inputs {
+                let written = stateful && recorded.has(index, step) && !targets.contains(&(index, step));
+                if !recorded.has(input.0, step) && !written {
+                    pending.push((input.0, step));
+                }
+            }
+        }
+        needed
+    }
+
+    /// The inputs of an operation, recorded or computed, as the edits leave them.
+    fn edited_inputs<'a, T: Real>(
+        &self,
+        site: Site<'a>,
+        keys: &'a StepKeys,
+        recorded: &dyn Recorded<T>,
+        flights: &mut BTreeMap<(usize, usize), Flight<T>>,
+        edits: &'a dyn Edits<T>,
+    ) -> Result<Inputs<'a, T>, Error> {
+        let Site { op, step, steps, .. } = site;
+        let mut values = Vec::with_capacity(op.inputs.len());
+        for (number, input) in op.inputs.iter().enumerate() {
+            if !flights.contains_key(&(input.0, step))
+                && let Some(value) = recorded.read(input.0, step)?
+            {
+                let unrounded = |a| {
+                    noise::before_storing(self.lanes, a, &self.program.ops[input.0], input.0, step, &value)
+                };
+                let lanes = self.arithmetic.map(unrounded).unwrap_or_default();
+                flights.insert((input.0, step), Flight { exact: Arc::new(value), lanes });
+            }
+            // A cache that is recorded in an earlier step only says what was written: it has no input.
+            let Some(flight) = flights.get(&(input.0, step)) else { continue };
+            let edit = |t: &Arc<Tensor<T>>| edits.input(&site, number, t).map_or_else(|| t.clone(), Arc::new);
+            values
+                .push(Flight { exact: edit(&flight.exact), lanes: flight.lanes.iter().map(edit).collect() });
+        }
+        let mut positions = steps[step].positions.clone();
+        edits.positions(&site, &mut positions);
+        let mut labels = keys.labels.clone();
+        edits.keys(&site, &mut labels);
+        let step = StepInput { positions, ..steps[step].clone() };
+        let keys = StepKeys { kept: keys.kept, labels };
+        Ok(Inputs { values, step: Cow::Owned(step), keys: Cow::Owned(keys), edits: Some((edits, site)) })
+    }
+
+    /// Appends rows to a cache, step by step.
+    #[expect(clippy::too_many_arguments, reason = "what a cache operation is made of")]
+    fn cache_rows<T: Real>(
+        &self,
+        index: usize,
+        cache: &firstdiff_model::ops::Cache,
+        at: &[usize],
+        inputs: &[Inputs<T>],
+        recorded: &dyn Recorded<T>,
+        state: &mut KeyValues<T>,
+        wanted: &[bool],
+    ) -> Result<Rows<T>, Error> {
+        let mut outputs = Vec::with_capacity(at.len());
+        for ((&step, input), &wanted) in at.iter().zip(inputs).zip(wanted) {
+            state.truncate(index, input.keys.kept, cache.heads * cache.dim);
+            let shape = (cache.heads, cache.dim);
+            let Some(new) = input.values.first() else {
+                let rows = input.step.token_ids.len();
+                let value =
+                    recorded.read(index, step)?.unwrap_or_else(|| Tensor::zeros([0, shape.0, shape.1]));
+                let rows = rows.min(value.rows());
+                let (exact, _) = state.append(index, crate::kernels::tail(&value, rows), &[], shape);
+                outputs.push((exact, noise::Spread::default()));
+                continue;
+            };
+            let mut lanes = new.lanes.clone();
+            if let Some(a) = self.arithmetic {
+                lanes = noise::stored_rows(self.lanes, a, index, step, new);
+            }
+            let (plain, lanes) = state.append(index, new.exact.data(), &lanes, shape);
+            let edited = |lane, t: Tensor<T>| input.edited(lane, &t).unwrap_or(t);
+            let lanes: Vec<Arc<Tensor<T>>> =
+                lanes.into_iter().enumerate().map(|(l, t)| Arc::new(edited(Some(l), t))).collect();
+            let exact = edited(None, plain);
+            let noise = match self.arithmetic {
+                Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes)),
+                _ => None,
+            };
+            outputs.push((exact, noise::Spread { noise, lanes }));
+        }
+        Ok(outputs)
+    }
+}
