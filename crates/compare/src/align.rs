@@ -50,6 +50,9 @@ impl Alignment {
                     placed.push(None);
                     continue;
                 };
+                if !info.dtype.is_float() && op.kind.discrete().is_none() {
+                    return Err(Error::WholeNumbers { file: step.path().into(), tap: op.tap.clone() });
+                }
                 let fewer_rows = index > last_cache;
                 let Some(placement) = place(&info.shape, &op.axes, step.rows(), keys, fewer_rows) else {
                     return Err(Error::Shape {

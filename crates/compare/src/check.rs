@@ -15,7 +15,7 @@ use crate::evidence::Evidence;
 use crate::finding::{Finding, findings};
 use crate::inspection::inspect;
 use crate::measure::Measured;
-use crate::replay::{Judged, Replay, input};
+use crate::replay::{Ambiguous, Judged, Replay, input};
 use crate::tokens::{self, Tokens};
 
 /// The outcome.
@@ -60,6 +60,8 @@ pub struct Check {
     pub tokens: Option<Tokens>,
     /// The tap nearest to being wrong, and how near: 1 is the threshold.
     pub closest: Option<(String, f64)>,
+    /// Where rounding decides a choice (which expert): the engine's was followed, or both were.
+    pub ambiguous: Vec<Ambiguous>,
     /// What else a reader should know.
     pub notes: Vec<String>,
 }
@@ -123,13 +125,14 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         None => arithmetic::resolve(trace)?,
     };
     let suspicions = inspect(model, None)?.suspicions();
-    let mut judged = replay(trace, model, &alignment, &steps, &arithmetic, options)?;
+    let Replayed { mut judged, mut ambiguous } =
+        replay(trace, model, &alignment, &steps, &arithmetic, options)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
     let mut doubt = None;
     if used.declared && products_are_wrong(&judged, model) {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
             let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
-            if arithmetic::is_adopted(&judged, &again) {
+            if arithmetic::is_adopted(&judged, &again.judged) {
                 doubt = Some(format!(
                     "{} leaves {} of {} values unexplained, {} would leave {}: is what is declared what the \
                      engine does?",
@@ -137,7 +140,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
                     wrong(&judged),
                     judged.len(),
                     dearer.name,
-                    wrong(&again)
+                    wrong(&again.judged)
                 ));
                 break;
             }
@@ -146,7 +149,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     if !used.declared && wrong(&judged) > 0 {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
             let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
-            if !arithmetic::is_adopted(&judged, &again) {
+            if !arithmetic::is_adopted(&judged, &again.judged) {
                 continue;
             }
             used.why = format!(
@@ -155,10 +158,10 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
                 wrong(&judged),
                 judged.len(),
                 dearer.name,
-                wrong(&again)
+                wrong(&again.judged)
             );
             used.profile = dearer.name.clone();
-            (arithmetic, judged) = (dearer, again);
+            (arithmetic, judged, ambiguous) = (dearer, again.judged, again.ambiguous);
             break;
         }
     }
@@ -188,8 +191,14 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(doubt);
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
-    let check = Check { verdict, coverage, arithmetic: used, findings, tokens, closest, notes };
+    let check = Check { verdict, coverage, arithmetic: used, findings, tokens, closest, ambiguous, notes };
     Ok((check, judged, alignment, steps, arithmetic))
+}
+
+/// What a replay gives.
+struct Replayed {
+    judged: Vec<Judged>,
+    ambiguous: Vec<Ambiguous>,
 }
 
 fn replay(
@@ -199,7 +208,7 @@ fn replay(
     steps: &[StepInput],
     arithmetic: &Arithmetic,
     options: &CheckOptions,
-) -> Result<Vec<Judged>, Error> {
+) -> Result<Replayed, Error> {
     let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory);
     let total = model.program.ops.len();
     let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
@@ -215,7 +224,7 @@ fn replay(
     match (replay.failed, outcome) {
         (Some(error), _) => Err(error),
         (None, Err(error)) => Err(error.into()),
-        (None, Ok(())) => Ok(replay.judged),
+        (None, Ok(())) => Ok(Replayed { judged: replay.judged, ambiguous: replay.ambiguous }),
     }
 }
 

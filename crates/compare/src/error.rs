@@ -29,6 +29,16 @@ pub enum Error {
         /// The shape the program gives it.
         expected: Vec<usize>,
     },
+    /// Whole numbers where values are measured.
+    #[error(
+        "{file}: tap '{tap}' is stored as whole numbers, but it is no choice; record it in the float type that the engine holds"
+    )]
+    WholeNumbers {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+    },
     /// A tap of a layer the model does not have.
     #[error(
         "{file}: tap '{tap}' belongs to a layer that the model does not have (it has {layers}); the trace is of another model"

@@ -7,7 +7,7 @@ use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
 
 use crate::align::Alignment;
-use crate::measure::{MAX_RATIO, Measured, Part, THRESHOLDS};
+use crate::measure::{Choices, MAX_RATIO, Measured, Part, THRESHOLDS};
 use crate::place;
 use crate::replay::Judged;
 use crate::structure::Structure;
@@ -69,6 +69,8 @@ pub struct Finding {
     pub ulps: Option<Ulps>,
     /// The common scale factor, where that is what gave it away.
     pub scale: Option<f64>,
+    /// How a choice differs, where the tap is one; `error.rel_l2` is then the share of what differs.
+    pub choices: Option<Choices>,
     /// The cause, once known.
     pub cause: Option<Cause>,
     /// Hypotheses that do not explain it, the nearest first.
@@ -213,6 +215,7 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
         structure: j.structure.clone(),
         ulps: j.ulps,
         scale: by_scale.then_some(1.0 + m.scale),
+        choices: m.choices,
         cause: None,
         rejected: vec![],
     }
@@ -245,7 +248,7 @@ fn place(m: &Measured, positions: &[i64]) -> String {
         Axis::Heads(_) => 0,
         Axis::Tokens => 1,
         Axis::Keys => 2,
-        Axis::Channels(_) => 3,
+        Axis::Channels(_) | Axis::Choices(_) => 3,
     };
     let mut parts: Vec<&Part> = m.parts.iter().collect();
     parts.sort_by_key(|p| order(p.axis));

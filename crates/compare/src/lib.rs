@@ -26,7 +26,8 @@ pub use error::Error;
 pub use evidence::Evidence;
 pub use finding::{Cause, Element, Finding, Rejected, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
-pub use measure::{MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use replay::Ambiguous;
 pub use structure::Structure;
 pub use tokens::{
     BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,

@@ -9,6 +9,7 @@ pub(crate) fn noun(axis: Axis) -> &'static str {
         Axis::Keys => "key",
         Axis::Heads(_) => "head",
         Axis::Channels(_) => "channel",
+        Axis::Choices(_) => "choice",
     }
 }
 

@@ -1,13 +1,15 @@
 //! Local replay: the trace's values override the reference's, and each is measured on the way.
 
+use firstdiff_model::ops::Discrete;
 use firstdiff_model::{Axis, OpKind, Program};
-use firstdiff_reference::{Computed, Noise, StepInput, Taps};
+use firstdiff_reference::{Choice, Computed, Noise, StepInput, TIE, Taps};
 use firstdiff_tensor::Tensor;
 use firstdiff_trace::{Step, Trace, tap};
+use serde::Serialize;
 
 use crate::Error;
 use crate::align::Alignment;
-use crate::measure::Measured;
+use crate::measure::{Measured, choice};
 use crate::structure::{Structure, structure};
 use crate::ulps::{Ulps, ulps};
 
@@ -22,12 +24,27 @@ pub(crate) struct Judged {
     pub ulps: Option<Ulps>,
 }
 
+/// Tokens for which rounding decides a choice.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ambiguous {
+    /// The step.
+    pub step: usize,
+    /// The choice's tap.
+    pub tap: String,
+    /// Whether the engine's own choice is recorded, and another one than the reference's. Where it is not
+    /// recorded, what follows is judged by both.
+    pub recorded: bool,
+    /// Positions of the tokens.
+    pub tokens: Vec<i64>,
+}
+
 /// A trace as recorded values of a program.
 pub(crate) struct Replay<'a> {
     pub trace: &'a Trace,
     pub program: &'a Program,
     pub alignment: &'a Alignment,
     pub judged: Vec<Judged>,
+    pub ambiguous: Vec<Ambiguous>,
     /// For each step, the operations whose recorded value, or one that it was computed from, is not
     /// finite: what comes after a NaN is no finding of its own.
     poisoned: Vec<Vec<bool>>,
@@ -38,7 +55,7 @@ pub(crate) struct Replay<'a> {
 impl<'a> Replay<'a> {
     pub fn new(trace: &'a Trace, program: &'a Program, alignment: &'a Alignment) -> Self {
         let poisoned = vec![vec![false; program.ops.len()]; trace.steps.len()];
-        Replay { trace, program, alignment, judged: vec![], poisoned, failed: None }
+        Replay { trace, program, alignment, judged: vec![], ambiguous: vec![], poisoned, failed: None }
     }
 }
 
@@ -59,6 +76,42 @@ impl Replay<'_> {
         let cached = matches!(self.program.ops[op].kind, OpKind::Cache(_));
         let earlier = cached && step.checked_sub(1).is_some_and(|s| self.poisoned[s][op]);
         earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
+    }
+
+    /// A recorded choice, compared. Behind a value that is not finite it is no finding of its own.
+    fn chosen(
+        &mut self,
+        op: usize,
+        step: usize,
+        computed: &Computed<f64>,
+        value: Tensor<f64>,
+        kind: Discrete,
+    ) -> Tensor<f64> {
+        if self.poisoned[step][op] {
+            return value;
+        }
+        let choice::Compared { measured, value, ambiguous } =
+            choice::compare(value, computed.exact, computed.choice, kind);
+        self.note_ambiguous(op, step, value.rows(), ambiguous, true);
+        self.judged.push(Judged { step, op, measured, structure: vec![], ulps: None });
+        value
+    }
+
+    /// Rows where rounding decides a choice that is not recorded.
+    fn open(&mut self, op: usize, step: usize, choice: &Choice) {
+        let OpKind::TopK(top) = &self.program.ops[op].kind else { return };
+        let rows = (0..choice.rows()).filter(|&row| choice.margin(row, top.k) <= TIE).collect();
+        self.note_ambiguous(op, step, choice.rows(), rows, false);
+    }
+
+    fn note_ambiguous(&mut self, op: usize, step: usize, of: usize, rows: Vec<usize>, recorded: bool) {
+        if rows.is_empty() {
+            return;
+        }
+        let positions = &self.trace.steps[step].positions;
+        let positions = &positions[positions.len().saturating_sub(of)..];
+        let tokens = rows.iter().filter_map(|&row| positions.get(row).copied()).collect();
+        self.ambiguous.push(Ambiguous { step, tap: self.program.ops[op].tap.clone(), recorded, tokens });
     }
 }
 
@@ -109,7 +162,12 @@ impl Taps<f64> for Replay<'_> {
         let read = self.alignment.read::<f64>(computed.step, computed.op, &op.tap, step);
         let mut value = match read {
             Ok(Some(value)) => value,
-            Ok(None) => return Ok(None),
+            Ok(None) => {
+                if let Some(choice) = computed.choice {
+                    self.open(computed.op, computed.step, choice);
+                }
+                return Ok(None);
+            }
             Err(Error::Trace(e)) => return Err(e.into()),
             Err(e) => {
                 let tap = op.tap.clone();
@@ -125,6 +183,9 @@ impl Taps<f64> for Replay<'_> {
                 });
             }
         };
+        if let Some(kind) = op.kind.discrete() {
+            return Ok(Some(self.chosen(computed.op, computed.step, &computed, value, kind)));
+        }
         let Some(noise) = computed.noise else { return Ok(Some(value)) };
         let (exact, noise) = last(computed.exact, noise, value.shape());
         if matches!(op.kind, OpKind::AttnScores(_)) {

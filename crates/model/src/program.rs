@@ -19,6 +19,8 @@ pub enum Axis {
     Heads(usize),
     /// Channels: hidden, head or vocabulary dimensions.
     Channels(usize),
+    /// Things chosen for each token, such as experts.
+    Choices(usize),
 }
 
 /// The extents of `axes` in a step of so many tokens, with so many keys visible.
@@ -26,7 +28,7 @@ pub fn extents(axes: &[Axis], tokens: usize, keys: usize) -> Vec<usize> {
     let extent = |axis: &Axis| match *axis {
         Axis::Tokens => tokens,
         Axis::Keys => keys,
-        Axis::Heads(n) | Axis::Channels(n) => n,
+        Axis::Heads(n) | Axis::Channels(n) | Axis::Choices(n) => n,
     };
     axes.iter().map(extent).collect()
 }
@@ -122,7 +124,9 @@ impl Builder {
             None => tap.to_string(),
         };
         let kind = kind.into();
-        let axes = kind.axes(inputs.first().map(|v| self.ops[v.0].axes.as_slice()).unwrap_or_default());
+        // An operation that gathers by a choice has one value for each thing chosen.
+        let like = inputs.get(usize::from(matches!(kind, OpKind::RouterWeights(_))));
+        let axes = kind.axes(like.map(|v| self.ops[v.0].axes.as_slice()).unwrap_or_default());
         self.ops.push(Op { tap, kind, inputs: inputs.to_vec(), axes });
         Value(self.ops.len() - 1)
     }

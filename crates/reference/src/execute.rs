@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 use crate::weights::Weights;
 
+pub use choice::{Choice, TIE};
+
+mod choice;
 mod exact;
 mod noise;
 mod segment;
@@ -129,6 +132,8 @@ pub struct Computed<'a, T> {
     pub exact: &'a Tensor<T>,
     /// Present where the tap is recorded and the executor has an arithmetic.
     pub noise: Option<Noise<T>>,
+    /// What a choice was made from; present where scores decide it and the executor has an arithmetic.
+    pub choice: Option<&'a Choice>,
 }
 
 /// Recorded values: what to override, and what to look at.
@@ -278,7 +283,8 @@ impl Executor<'_> {
         let mut outputs = Vec::with_capacity(inputs.len());
         for (s, exact) in exact.into_iter().enumerate() {
             let spread = std::mem::take(&mut noises[s]);
-            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise };
+            let choice = spread.choice.as_ref();
+            let computed = Computed { op: index, step: s, exact: &exact, noise: spread.noise, choice };
             let flight = match taps.visit(computed)? {
                 Some(value) => {
                     let unrounded = |a| noise::before_storing(self.lanes, a, op, index, s, &value);
@@ -300,6 +306,9 @@ impl Executor<'_> {
         inputs: &[Inputs<T>],
         recorded: &[bool],
     ) -> Result<Values<T>, Error> {
+        if op.kind.discrete().is_some() {
+            return self.choose(op, inputs);
+        }
         let plain = exact::compute(op, inputs, self.weights)?;
         let edited: Vec<Option<Tensor<T>>> =
             inputs.iter().zip(&plain).map(|(i, y)| i.edited(None, y)).collect();
@@ -337,7 +346,7 @@ impl Executor<'_> {
                 Some(a) if recorded => Some(noise::of_cache(a, &exact, &lanes)),
                 _ => None,
             };
-            let computed = Computed { op: index, step: s, exact: &exact, noise };
+            let computed = Computed { op: index, step: s, exact: &exact, noise, choice: None };
             outputs.push(match taps.visit(computed)? {
                 Some(value) => {
                     // What was written is known from the operation before, if recorded; else from here.

@@ -21,8 +21,8 @@ mod weights;
 pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
 pub use error::Error;
 pub use execute::{
-    Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site, StepInput, Taps,
-    Unedited,
+    Choice, Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site,
+    StepInput, TIE, Taps, Unedited,
 };
 pub use keys::{KeyLabel, KeyValues, visible_keys};
 pub use session::Session;

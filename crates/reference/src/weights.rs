@@ -1,11 +1,13 @@
 //! Weights: mapped, dequantised when used, kept while a memory budget lasts.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
+use firstdiff_model::ops::Slice;
 use firstdiff_tensor::{Float, Real};
 use rayon::prelude::*;
 
@@ -110,6 +112,22 @@ impl<'m> Weights<'m> {
         Ok(out)
     }
 
+    /// Chosen rows of a table of whole numbers, never rounded.
+    pub(crate) fn whole_numbers<T: Real>(
+        &self,
+        name: &str,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<Vec<T>, Error> {
+        let info = self.info(name)?;
+        let mut buffer = vec![0f32; info.row_len()];
+        let mut out = Vec::new();
+        for row in rows {
+            self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
+            out.extend(buffer.iter().map(|&x| T::from_f32(x)));
+        }
+        Ok(out)
+    }
+
     /// `x w^T`, with `map` applied to each weight.
     pub(crate) fn product<T: Real>(
         &self,
@@ -123,6 +141,28 @@ impl<'m> Weights<'m> {
     /// `y w`: the transposed product.
     pub(crate) fn transposed_product(&self, name: &str, y: &[f32]) -> Result<Vec<f32>, Error> {
         self.with_rows(name, |shape, rows| matmul::with_transposed_weight(y, shape, rows))
+    }
+
+    /// One expert's matrix, dequantised as a whole and not kept: of many experts few are used.
+    pub(crate) fn matrix(&self, slice: &Slice) -> Result<Matrix<'m>, Error> {
+        let info = self.info(&slice.tensor)?;
+        let width = info.row_len().max(1);
+        let rows = slice.first..slice.first + slice.rows;
+        if self.round.is_none()
+            && let Some(whole) = self.checkpoint.mapped_f32(info)
+            && let Some(part) = whole.get(rows.start * width..rows.end * width)
+        {
+            return Ok(Matrix { values: Cow::Borrowed(part), width, storage: info.storage });
+        }
+        let mut values = vec![0f32; slice.rows * width];
+        let piece = (256 * 1024 / width).max(1);
+        values.par_chunks_mut(piece * width).enumerate().try_for_each(|(i, out)| {
+            let first = rows.start + i * piece;
+            self.checkpoint.read_rows(info, first..first + out.len() / width, out)?;
+            self.round(out);
+            Ok::<(), Error>(())
+        })?;
+        Ok(Matrix { values: Cow::Owned(values), width, storage: info.storage })
     }
 
     /// Hands a weight `[n, k]` to `f`, wherever it lies.
@@ -173,6 +213,31 @@ impl<'m> Weights<'m> {
         if let Some(format) = self.round {
             values.iter_mut().for_each(|x| *x = format.round(f64::from(*x)) as f32);
         }
+    }
+}
+
+/// A dequantised matrix.
+pub(crate) struct Matrix<'m> {
+    values: Cow<'m, [f32]>,
+    width: usize,
+    storage: Storage,
+}
+
+impl Matrix<'_> {
+    /// How the file stores it.
+    pub(crate) fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// `x w^T`, with `map` applied to each weight.
+    pub(crate) fn product<T: Real>(&self, x: &[T], map: Option<fn(f32) -> f32>) -> Result<Vec<T>, Error> {
+        matmul::with_weight(x, (self.values.len() / self.width, self.width), self, map)
+    }
+}
+
+impl RowSource for Matrix<'_> {
+    fn rows<'a>(&'a self, rows: Range<usize>, _buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        Ok(&self.values[rows.start * self.width..rows.end * self.width])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use firstdiff_compare::{Check, Finding, MAX_RATIO, Verdict};
+use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Verdict};
 
 use crate::number::{count, short};
 use crate::tokens_text::check_lines;
@@ -53,6 +53,9 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
             line(out, "tokens", &text)?;
         }
     }
+    for text in ambiguous(check) {
+        line(out, "ambiguous", &text)?;
+    }
     if !c.missing.is_empty() {
         line(out, "not recorded", &c.missing.join(" "))?;
     }
@@ -89,6 +92,43 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
         line(out, "  contains", &f.operations.join(" "))?;
     }
     line(out, "  where", &f.place)?;
+    match &f.choices {
+        Some(c) => line(out, "  choices", &differing(c))?,
+        None => sizes(out, f)?,
+    }
+    if let Some(u) = &f.ulps {
+        let all = (u.same + u.one + u.two + u.more).max(1) as f64;
+        let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / all);
+        let (same, one, more) = (share(u.same), share(u.one), share(u.two + u.more));
+        line(out, "  ulps", &format!("{same} as correctly rounded, {one} one off, {more} more"))?;
+    }
+    for s in &f.structure {
+        line(out, "  structure", &s.detail)?;
+    }
+    if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
+        line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
+    }
+    cause(out, f)
+}
+
+/// How a choice differs.
+fn differing(c: &Choices) -> String {
+    let preferred = match c.preferred_by {
+        Some(by) if c.invalid == 0 => {
+            format!(", preferred by up to {} deviations of what rounding did to the scores", short(by))
+        }
+        _ => String::new(),
+    };
+    let invalid = if c.invalid > 0 {
+        format!(", {} of them no choice at all", count(c.invalid))
+    } else {
+        String::new()
+    };
+    format!("{} of {} are others than the reference's{preferred}{invalid}", count(c.differing), count(c.of))
+}
+
+/// The error, and what rounding explains of it.
+fn sizes(out: &mut String, f: &Finding) -> std::fmt::Result {
     let e = &f.error;
     let rest = if e.non_finite > 0 { "elsewhere " } else { "" };
     line(
@@ -108,20 +148,30 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
     } else {
         format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
     };
-    line(out, "  rounding", &explained)?;
-    if let Some(u) = &f.ulps {
-        let all = (u.same + u.one + u.two + u.more).max(1) as f64;
-        let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / all);
-        let (same, one, more) = (share(u.same), share(u.one), share(u.two + u.more));
-        line(out, "  ulps", &format!("{same} as correctly rounded, {one} one off, {more} more"))?;
-    }
-    for s in &f.structure {
-        line(out, "  structure", &s.detail)?;
-    }
-    if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
-        line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
-    }
-    cause(out, f)
+    line(out, "  rounding", &explained)
+}
+
+/// Choices that rounding decides, in one line for those recorded and one for the others.
+fn ambiguous(check: &Check) -> Vec<String> {
+    let about = |recorded: bool| {
+        let all: Vec<_> = check.ambiguous.iter().filter(|a| a.recorded == recorded).collect();
+        let first = all.first()?;
+        let tokens: usize = all.iter().map(|a| a.tokens.len()).sum();
+        let token = first.tokens.first().copied().unwrap_or_default();
+        let at = format!("first: {}, step {}, token {token}", first.tap, first.step);
+        Some(if recorded {
+            format!(
+                "{} choices differ within what rounding did to the scores ({at}); the engine's were followed",
+                count(tokens)
+            )
+        } else {
+            format!(
+                "{} choices that were not recorded are decided by rounding ({at}); what follows is judged by both",
+                count(tokens)
+            )
+        })
+    };
+    [true, false].into_iter().filter_map(about).collect()
 }
 
 /// The cause and what speaks for it, or what came nearest.
@@ -202,7 +252,7 @@ pub(crate) fn next(check: &Check) -> Option<String> {
 
 /// Whether other values bypass this one on their way: when it is right, what comes before it need not be.
 fn is_branch(tap: &str) -> bool {
-    const BRANCHES: [&str; 11] = [
+    const BRANCHES: [&str; 20] = [
         "q_proj",
         "k_proj",
         "v_proj",
@@ -214,6 +264,15 @@ fn is_branch(tap: &str) -> bool {
         "v_cache",
         "gate_proj",
         "up_proj",
+        "router_logits",
+        "router_scores",
+        "router_topk",
+        "router_weights",
+        "experts_out",
+        "shared_gate_proj",
+        "shared_up_proj",
+        "shared_act",
+        "shared_out",
     ];
     BRANCHES.contains(&tap.rsplit('.').next().unwrap_or(tap))
 }

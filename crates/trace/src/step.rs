@@ -121,11 +121,6 @@ impl Step {
         for name in RESERVED {
             step.taps.remove(name);
         }
-        if let Some((name, _)) =
-            step.taps.iter().find(|(name, tap)| !tap.dtype.is_float() && !name.ends_with("topk"))
-        {
-            return Err(step.wrong(&name.clone(), "is of integer type; taps are floating point"));
-        }
         Ok(step)
     }
 

@@ -94,6 +94,12 @@ impl StepWriter<'_> {
             .insert(name.to_string(), (if wide { "F64" } else { "F32" }, value.shape().to_vec(), bytes));
     }
 
+    /// Adds a tap of whole numbers: a choice.
+    pub fn choice<T: Real>(&mut self, name: &str, value: &Tensor<T>) {
+        let bytes = value.data().iter().flat_map(|x| (x.to_f64() as i32).to_le_bytes()).collect();
+        self.entries.insert(name.to_string(), ("I32", value.shape().to_vec(), bytes));
+    }
+
     /// Writes the step under a temporary name, then renames it.
     ///
     /// # Errors

@@ -30,6 +30,9 @@ const FLOATS: &[(&str, &str)] = &[
     ("final_logit_softcapping", "final_logit_softcapping"),
 ];
 
+/// What `expert_gating_func` numbers.
+const SCORINGS: &[(u64, &str)] = &[(1, "softmax"), (2, "sigmoid")];
+
 /// Architectures spelled otherwise by Hugging Face.
 const MODEL_TYPES: &[(&str, &str)] = &[("qwen3moe", "qwen3_moe"), ("gemma3", "gemma3_text")];
 
@@ -63,7 +66,7 @@ pub(super) fn translate(
     this.heads()?;
     this.vocabulary();
     this.rope()?;
-    this.presence();
+    this.presence()?;
     Ok(this.config)
 }
 
@@ -225,7 +228,7 @@ impl Translation<'_> {
     }
 
     /// What the file says by having a tensor, or by not having it.
-    fn presence(&mut self) {
+    fn presence(&mut self) -> Result<(), GgufFault> {
         let output = self.has_tensor("output.weight");
         let origin = if output { "output.weight is present" } else { "output.weight is absent" };
         self.config.set("tie_word_embeddings", !output, origin);
@@ -238,8 +241,25 @@ impl Translation<'_> {
                 self.config.set(key, true, format!("{tensor} is present"));
             }
         }
+        self.routing()?;
         if self.architecture == "qwen3moe" {
             self.config.set("norm_topk_prob", true, "llama.cpp always normalises for qwen3moe");
         }
+        Ok(())
+    }
+
+    /// How experts are scored and weighted; 0 says nothing.
+    fn routing(&mut self) -> Result<(), GgufFault> {
+        if let Some(number) =
+            self.header.metadata.unsigned(&self.key("expert_gating_func"))?.filter(|n| *n > 0)
+        {
+            let known = SCORINGS.iter().find(|row| row.0 == number);
+            let name = known.map_or_else(|| number.to_string(), |row| row.1.to_owned());
+            self.set("scoring_func", name, "expert_gating_func");
+        }
+        if let Some(scale) = self.float("expert_weights_scale")?.filter(|scale| *scale != 0.0) {
+            self.set("routed_scaling_factor", scale, "expert_weights_scale");
+        }
+        Ok(())
     }
 }

@@ -142,9 +142,13 @@ impl<T: Real> Taps<T> for Recorder<'_, '_> {
     }
 
     fn visit(&mut self, computed: Computed<T>) -> Result<Option<Tensor<T>>, firstdiff_reference::Error> {
-        let name = &self.program.ops[computed.op].tap;
+        let op = &self.program.ops[computed.op];
+        let name = &op.tap;
         if self.wanted.iter().any(|glob| glob == "all" || tap::matches(glob, name)) {
-            self.step.tap(name, computed.exact, self.wide);
+            match op.kind.discrete() {
+                Some(_) => self.step.choice(name, computed.exact),
+                None => self.step.tap(name, computed.exact, self.wide),
+            }
         }
         if computed.op + 1 == self.program.ops.len() {
             self.last = argmax(computed.exact.row(computed.exact.rows() - 1));

@@ -6,6 +6,7 @@
 //! rounding makes it; is there a common factor; is there a common offset? The last two hide in every
 //! norm. docs/VERDICTS.md derives the limits.
 
+pub(crate) mod choice;
 mod group;
 mod sums;
 
@@ -13,6 +14,7 @@ use firstdiff_model::Axis;
 use firstdiff_reference::Noise;
 use firstdiff_tensor::Tensor;
 
+pub use choice::Choices;
 pub use group::Part;
 use group::{Coherence, Reason};
 
@@ -62,6 +64,9 @@ pub struct Measured {
     pub non_finite: usize,
     /// The parts along each axis.
     pub parts: Vec<Part>,
+    /// For a choice, how it differs; `ratio` is then how far the reference prefers its own, 2 being five
+    /// deviations of what rounding did to the scores.
+    pub choices: Option<Choices>,
 }
 
 impl Measured {
@@ -94,6 +99,7 @@ impl Measured {
             scale_sigmas: sigmas,
             non_finite: whole.non_finite,
             parts,
+            choices: None,
         }
     }
 

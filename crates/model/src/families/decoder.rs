@@ -3,7 +3,8 @@
 use firstdiff_checkpoint::Checkpoint;
 
 use crate::ops::{
-    Activation, Add, AttnHeads, AttnProbs, AttnScores, Cache, Embed, GatedAct, Linear, RmsNorm, Rope,
+    Activation, Add, AttnHeads, AttnProbs, AttnScores, Cache, Embed, Expert, Experts, GatedAct, Linear,
+    RmsNorm, Rope, RouterScores, RouterWeights, Scoring, Slice, TopK,
 };
 use crate::program::{Builder, Program, Value};
 use crate::rope::{self, RopeConfig};
@@ -27,9 +28,24 @@ pub(super) struct Shape {
     pub max_positions: usize,
 }
 
+/// A router and its experts.
+#[derive(Clone, Debug)]
+pub(super) struct Mixture {
+    /// Experts there are, and those chosen for each token.
+    pub experts: usize,
+    pub chosen: usize,
+    /// Inner size of each.
+    pub inner: usize,
+    /// Added to the sum that the chosen weights are divided by; `None`: not divided.
+    pub normalise: Option<f64>,
+    /// Factor on the weights.
+    pub scale: f64,
+}
+
 /// Writes a decoder's forward pass, with Hugging Face's module names.
-pub(super) struct Decoder {
+pub(super) struct Decoder<'c> {
     pub layers: usize,
+    checkpoint: &'c Checkpoint,
     builder: Builder,
     prefix: String,
     hidden: usize,
@@ -44,12 +60,12 @@ pub(super) struct Decoder {
     head: String,
 }
 
-impl Decoder {
+impl<'c> Decoder<'c> {
     pub fn new(
         s: &Settings,
-        checkpoint: &Checkpoint,
+        checkpoint: &'c Checkpoint,
         Shape { hidden, heads, kv_heads, head_dim, max_positions }: Shape,
-    ) -> Result<Decoder, Error> {
+    ) -> Result<Decoder<'c>, Error> {
         let layers = s.extent("num_hidden_layers")?;
         if layers > checkpoint.tensors().count() {
             let reason = format!("is {layers}, more than the file has tensors; it is of another model");
@@ -77,6 +93,7 @@ impl Decoder {
         };
         Ok(Decoder {
             layers,
+            checkpoint,
             builder: Builder::new(),
             prefix: String::new(),
             hidden,
@@ -150,8 +167,59 @@ impl Decoder {
     pub fn gated_mlp(&mut self, x: Value, bias: bool) -> Value {
         let gate = self.linear("gate_proj", x, "mlp.gate_proj", self.intermediate, bias);
         let up = self.linear("up_proj", x, "mlp.up_proj", self.intermediate, bias);
-        let act = self.builder.push("mlp_act", GatedAct { activation: self.activation }, &[gate, up]);
+        let act =
+            self.builder.push("mlp_act", GatedAct { activation: self.activation, limit: None }, &[gate, up]);
         self.linear("mlp_out", act, "mlp.down_proj", self.hidden, bias)
+    }
+
+    /// A softmax router, and the experts it chooses.
+    pub fn mixture(&mut self, x: Value, m: &Mixture) -> Value {
+        let logits = self.linear("router_logits", x, "mlp.gate", m.experts, false);
+        let scores = RouterScores { scoring: Scoring::Softmax, wide: true };
+        let scores = self.builder.push("router_scores", scores, &[logits]);
+        let choice = TopK { k: m.chosen, bias: None, candidates: m.experts };
+        let choice = self.builder.push("router_topk", choice, &[scores]);
+        let weights = RouterWeights { normalise: m.normalise, scale: m.scale, wide: true };
+        let weights = self.builder.push("router_weights", weights, &[scores, choice]);
+        let experts = Experts {
+            experts: (0..m.experts).map(|e| self.expert(e, m)).collect(),
+            activation: self.activation,
+            limit: None,
+            dim: self.hidden,
+            inner: m.inner,
+        };
+        self.builder.push("experts_out", experts, &[x, choice, weights])
+    }
+
+    /// An expert's matrices: a tensor each, stacked over the experts (GGUF), or gate and up stacked in one
+    /// (what transformers holds in memory).
+    fn expert(&self, number: usize, m: &Mixture) -> Expert {
+        let (inner, d) = (m.inner, self.hidden);
+        let stack = |part: &str| format!("{}mlp.experts.{part}", self.prefix);
+        let has = |name: &str| self.checkpoint.tensor(name).is_some();
+        if has(&stack("gate_up_proj")) {
+            let fused = |first: usize| Slice {
+                tensor: stack("gate_up_proj"),
+                shape: vec![m.experts, 2 * inner, d],
+                first: 2 * inner * number + first,
+                rows: inner,
+            };
+            let down = Slice::of_stack(stack("down_proj"), number, [m.experts, d, inner]);
+            return Expert { gate: fused(0), up: fused(inner), down };
+        }
+        let matrix = |part: &str, rows: usize, cols: usize| {
+            let stacked = stack(&format!("{part}.weight"));
+            if has(&stacked) {
+                Slice::of_stack(stacked, number, [m.experts, rows, cols])
+            } else {
+                Slice::whole(stack(&format!("{number}.{part}.weight")), rows, cols)
+            }
+        };
+        Expert {
+            gate: matrix("gate_proj", inner, d),
+            up: matrix("up_proj", inner, d),
+            down: matrix("down_proj", d, inner),
+        }
     }
 
     pub fn add(&mut self, tap: &str, a: Value, b: Value) -> Value {

@@ -4,6 +4,7 @@ mod decoder;
 mod llama;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 
 use firstdiff_checkpoint::Checkpoint;
 
@@ -21,4 +22,4 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY];

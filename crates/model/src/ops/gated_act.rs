@@ -35,6 +35,8 @@ impl Activation {
 pub struct GatedAct {
     /// The activation.
     pub activation: Activation,
+    /// The gate is cut off above this before the activation, up beyond it on both sides.
+    pub limit: Option<f64>,
 }
 
 impl GatedAct {

@@ -6,10 +6,15 @@ mod attn_probs;
 mod attn_scores;
 mod cache;
 mod embed;
+mod experts;
 mod gated_act;
 mod linear;
 mod rms_norm;
 mod rope;
+mod router_scores;
+mod router_weights;
+mod table_choice;
+mod top_k;
 
 pub use add::Add;
 pub use attn_heads::AttnHeads;
@@ -17,10 +22,15 @@ pub use attn_probs::AttnProbs;
 pub use attn_scores::AttnScores;
 pub use cache::Cache;
 pub use embed::Embed;
+pub use experts::{Expert, Experts, Slice};
 pub use gated_act::{Activation, GatedAct};
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
+pub use router_scores::{RouterScores, Scoring};
+pub use router_weights::RouterWeights;
+pub use table_choice::TableChoice;
+pub use top_k::TopK;
 
 use crate::program::Axis;
 
@@ -74,4 +84,39 @@ op_kinds! {
     Add => "add",
     /// Activation times gate.
     GatedAct => "gated_act",
+    /// What a router makes of its logits.
+    RouterScores => "router_scores",
+    /// The best of each token's candidates.
+    TopK => "top_k",
+    /// What a table lists for each token.
+    TableChoice => "table_choice",
+    /// What each chosen expert counts.
+    RouterWeights => "router_weights",
+    /// The chosen experts, added up.
+    Experts => "experts",
+}
+
+/// How a choice is compared: its values are numbers of things, not measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discrete {
+    /// Each row lists what was chosen, in any order; negative numbers fill it up.
+    Set,
+    /// Each element says something on its own: a mask, a label.
+    Labels,
+}
+
+impl OpKind {
+    /// Whether, and how, the output is a choice. Choices are never rounded. They are compared before
+    /// everything that follows from them, which is computed from the engine's own.
+    pub fn discrete(&self) -> Option<Discrete> {
+        match self {
+            OpKind::TopK(_) | OpKind::TableChoice(_) => Some(Discrete::Set),
+            _ => None,
+        }
+    }
+
+    /// Whether the output is kept in the format of running sums, whatever other results are stored in.
+    pub fn wide(&self) -> bool {
+        matches!(self, OpKind::RouterScores(RouterScores { wide: true, .. }))
+    }
 }

@@ -5,9 +5,12 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 
 use super::Inputs;
+use crate::arithmetic::Arithmetic;
 use crate::error::Error;
-use crate::kernels::{self, Rounding, attention};
+use crate::kernels::experts::Run;
+use crate::kernels::{self, Rounding, attention, router};
 use crate::keys::KeyLabel;
+use crate::random::Random;
 use crate::weights::Weights;
 
 /// The values of `op` in every step.
@@ -21,6 +24,10 @@ pub(super) fn compute<T: Real>(
             let rows: Vec<&Tensor<T>> = inputs.iter().map(|i| i.values[0].exact.as_ref()).collect();
             let bias = linear.bias.as_ref().map(|b| weights.vector::<T>(b)).transpose()?;
             self::linear(linear, &rows, bias.as_deref(), weights)
+        }
+        OpKind::Experts(experts) => {
+            let runs: Vec<Run<T>> = inputs.iter().map(|i| run(i, None, 0)).collect();
+            kernels::experts::experts(experts, &runs, weights)
         }
         OpKind::Embed(embed) => inputs
             .iter()
@@ -37,6 +44,19 @@ pub(super) fn compute<T: Real>(
             })
             .collect(),
     }
+}
+
+/// One execution of a mixture of experts: exact, or lane `number` of operation `turn`.
+pub(super) fn run<'a, T: Real>(
+    inputs: &'a Inputs<T>,
+    lane: Option<(&'a Arithmetic, Random, usize)>,
+    turn: usize,
+) -> Run<'a, T> {
+    let value = |i: usize| {
+        let flight = &inputs.values[i];
+        lane.and_then(|(.., number)| flight.lanes.get(number)).unwrap_or(&flight.exact).as_ref()
+    };
+    Run { x: value(0), choice: value(1), weights: value(2), lane, turn }
 }
 
 /// A matrix product over the rows of all steps at once.
@@ -105,16 +125,27 @@ pub(super) fn pointwise<T: Real>(
         OpKind::GatedAct(act) => {
             let rows = first.rows().min(values[1].rows());
             let (gate, up) = (kernels::tail(first, rows), kernels::tail(values[1], rows));
-            shaped(op, rows, 0, kernels::gated_act(gate, up, act.activation, rounding))
+            shaped(op, rows, 0, kernels::gated_act(gate, up, act, rounding))
         }
-        OpKind::Linear(_) | OpKind::Embed(_) | OpKind::Cache(_) => {
+        OpKind::RouterScores(scores) => {
+            shaped(op, first.rows(), 0, router::scores(first.data(), first.row_len(), scores, rounding))
+        }
+        OpKind::RouterWeights(weights) => {
+            let rows = first.rows().min(values[1].rows());
+            let choice = (kernels::tail(values[1], rows), values[1].row_len().max(1));
+            let data =
+                router::weights(kernels::tail(first, rows), first.row_len(), choice, weights, rounding);
+            shaped(op, rows, 0, data)
+        }
+        OpKind::Linear(_) | OpKind::Embed(_) | OpKind::Experts(_) | OpKind::Cache(_) => {
             unreachable!("handled over all steps at once")
         }
+        OpKind::TopK(_) | OpKind::TableChoice(_) => unreachable!("choices are made in choice.rs"),
     })
 }
 
 /// Data in the shape of the operation's axes.
-fn shaped<T: Real>(op: &Op, tokens: usize, keys: usize, data: Vec<T>) -> Tensor<T> {
+pub(super) fn shaped<T: Real>(op: &Op, tokens: usize, keys: usize, data: Vec<T>) -> Tensor<T> {
     tensor(firstdiff_model::extents(&op.axes, tokens, keys), data)
 }
 

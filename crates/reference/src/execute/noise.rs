@@ -6,16 +6,16 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::Linear;
+use firstdiff_model::ops::{Experts, Linear};
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
+use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::{input_variance, weight_variance};
-use crate::kernels::{Rounding, attention, sum_variance};
+use crate::kernels::{self, Rounding, attention, sum_variance};
 use crate::random::Random;
 
 /// Noise to report where the tap is recorded, lanes to go on with where it is not.
@@ -23,11 +23,13 @@ use crate::random::Random;
 pub(super) struct Spread<T> {
     pub noise: Option<Noise<T>>,
     pub lanes: Vec<Arc<Tensor<T>>>,
+    /// What a choice was made from.
+    pub choice: Option<Choice>,
 }
 
 impl<T> Default for Spread<T> {
     fn default() -> Self {
-        Spread { noise: None, lanes: vec![] }
+        Spread { noise: None, lanes: vec![], choice: None }
     }
 }
 
@@ -50,6 +52,7 @@ pub(super) fn compute<T: Real>(
     };
     let lanes = match &op.kind {
         OpKind::Linear(linear) => linear_lanes(executor, linear, inputs)?,
+        OpKind::Experts(experts) => expert_lanes(executor, arithmetic, index, experts, inputs, recorded)?,
         _ => (0..inputs.len())
             .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
@@ -73,7 +76,8 @@ pub(super) fn compute<T: Real>(
         .zip(recorded)
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
-    let (store, repeats) = (arithmetic.store, repeats(op));
+    let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
+    let repeats = repeats(op);
     let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
@@ -83,13 +87,14 @@ pub(super) fn compute<T: Real>(
                 return Spread {
                     noise: Some(Noise { variance, lanes, along: vec![], store, repeats, damping }),
                     lanes: vec![],
+                    choice: None,
                 };
             }
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
                 Arc::new(stored(lanes.get(lane).unwrap_or(*exact), sums.as_deref(), store, random, lane))
             });
-            Spread { noise: None, lanes: lanes.collect() }
+            Spread { noise: None, lanes: lanes.collect(), choice: None }
         })
         .collect();
     let along = shared::along(executor, arithmetic, op, inputs, &exact, &spreads)?;
@@ -275,6 +280,28 @@ fn linear_lanes<T: Real>(
     Ok(inputs.iter().map(|i| products.by_ref().take(i.values[0].lanes.len()).collect()).collect())
 }
 
+/// Mixtures of experts: everything inside, in every lane, with each expert read once.
+fn expert_lanes<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    index: usize,
+    op: &Experts,
+    inputs: &[Inputs<T>],
+    recorded: &[bool],
+) -> Result<Vec<Vec<Tensor<T>>>, Error> {
+    let counts: Vec<usize> = recorded
+        .iter()
+        .map(|&recorded| if recorded { executor.lanes.min(MEASURING) } else { executor.lanes })
+        .collect();
+    let mut runs = Vec::new();
+    for (step, (inputs, &count)) in inputs.iter().zip(&counts).enumerate() {
+        let lane = |lane| exact::run(inputs, Some((a, Random::new(lane, index, step), lane)), index);
+        runs.extend((0..count).map(lane));
+    }
+    let mut lanes = kernels::experts::experts(op, &runs, executor.weights)?.into_iter();
+    Ok(counts.into_iter().map(|count| lanes.by_ref().take(count).collect()).collect())
+}
+
 /// Variance of attention's sums of products, head by head.
 fn attention_sums<T: Real>(
     a: &Arithmetic,
@@ -353,7 +380,8 @@ fn pointwise_lanes<T: Real>(
     recorded: bool,
 ) -> Result<Vec<Tensor<T>>, Error> {
     let rounds_inside =
-        matches!(op.kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_));
+        matches!(op.kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
+            || matches!(op.kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_));
     let differ = inputs.values.iter().any(|v| !v.lanes.is_empty());
     if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
         return Ok(vec![]);

@@ -233,7 +233,7 @@ impl Executor<'_> {
                 Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes)),
                 _ => None,
             };
-            outputs.push((exact, noise::Spread { noise, lanes }));
+            outputs.push((exact, noise::Spread { noise, lanes, choice: None }));
         }
         Ok(outputs)
     }

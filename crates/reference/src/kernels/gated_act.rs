@@ -1,15 +1,27 @@
-use firstdiff_model::ops::Activation;
+use firstdiff_model::ops::{Activation, GatedAct};
 use firstdiff_tensor::Real;
 use rayon::prelude::*;
 
 use super::Rounding;
 
-/// `act(gate) * up`. Engines store the activated gate; their exponential and division are taken to
+/// `act(gate) * up`, both cut off where the operation has a limit. Engines store the activated gate; their exponential and division are taken to
 /// err by at most eight half-ulps together: torch's own differs by as much between the vector body
 /// and the scalar tail of one tensor.
-pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], act: Activation, rounding: Rounding) -> Vec<T> {
+pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: Rounding) -> Vec<T> {
     const BLOCK: usize = 4096;
+    let act = op.activation;
     let inner = rounding.site(1);
+    let (mut cut_gate, mut cut_up) = (Vec::new(), Vec::new());
+    let (gate, up) = match op.limit {
+        None => (gate, up),
+        Some(limit) => {
+            let limit = T::from_f64(limit);
+            let below = |x: &T| if *x > limit { limit } else { *x };
+            cut_gate.extend(gate.iter().map(below));
+            cut_up.extend(up.iter().map(|x| if *x < -limit { -limit } else { below(x) }));
+            (cut_gate.as_slice(), cut_up.as_slice())
+        }
+    };
     let mut out = vec![T::ZERO; gate.len()];
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
         let first = block * BLOCK;

@@ -5,10 +5,12 @@
 //! inner values are rounded where engines store them, and sums and functions err as they do.
 
 pub(crate) mod attention;
+pub(crate) mod experts;
 mod gated_act;
 pub(crate) mod input;
 mod rms_norm;
 mod rope;
+pub(crate) mod router;
 
 pub(crate) use gated_act::gated_act;
 pub(crate) use rms_norm::rms_norm;
@@ -125,4 +127,10 @@ pub(crate) fn tail<T: Real>(x: &Tensor<T>, rows: usize) -> &[T] {
 pub(crate) fn add<T: Real>(a: &Tensor<T>, b: &Tensor<T>) -> Vec<T> {
     let rows = a.rows().min(b.rows());
     tail(a, rows).iter().zip(tail(b, rows)).map(|(&a, &b)| a + b).collect()
+}
+
+/// A choice's value as the number it is; `None` for -1 and whatever else is no number of anything.
+pub(crate) fn number<T: Real>(x: T) -> Option<usize> {
+    let x = x.to_f64();
+    (x >= 0.0 && x.fract() == 0.0 && x < 1e9).then_some(x as usize)
 }

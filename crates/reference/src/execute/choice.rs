@@ -1,0 +1,216 @@
+//! Operations whose values are choices: numbers of experts, of entries, of keys.
+//!
+//! A choice does not round. What rounding did to the scores may still turn it over, where two of
+//! them are close: [`Choice`] says how close, in standard deviations of what reached them.
+
+use std::sync::Arc;
+
+use firstdiff_model::ops::TopK;
+use firstdiff_model::{Op, OpKind};
+use firstdiff_tensor::{Real, Tensor};
+use rayon::prelude::*;
+
+use super::noise::Spread;
+use super::{Executor, Inputs, Values, exact};
+use crate::error::Error;
+
+/// What a choice was made from.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The score of each candidate, `[T, n]`; the largest are chosen. Negative infinity: no candidate.
+    scores: Tensor<f64>,
+    /// The same in every execution with random rounding.
+    lanes: Vec<Tensor<f64>>,
+}
+
+/// Deviations within which a margin decides nothing: as for tokens, all but about one in 10^6 for a normal
+/// distribution, with room for the deviation being estimated from a handful of executions.
+pub const TIE: f64 = 5.0;
+
+/// Candidates next in rank from which a deviation is taken too: lanes are few, and what lies at the same
+/// size errs alike.
+const NEIGHBOURS: usize = 4;
+
+impl Choice {
+    /// Candidates there are.
+    pub fn candidates(&self) -> usize {
+        self.scores.row_len()
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.scores.rows()
+    }
+
+    /// The score of a candidate; negative infinity where there is no such.
+    pub fn score(&self, row: usize, candidate: usize) -> f64 {
+        if candidate < self.candidates() { self.scores.row(row)[candidate] } else { f64::NEG_INFINITY }
+    }
+
+    /// How far candidate `a` is preferred to `b`, in standard deviations of what rounding does to that: 0
+    /// or less where `b` is as good, infinite where one of them is no candidate.
+    pub fn preference(&self, row: usize, a: usize, b: usize) -> f64 {
+        let gap = self.score(row, a) - self.score(row, b);
+        if gap <= 0.0 {
+            return gap;
+        }
+        if !gap.is_finite() {
+            return f64::INFINITY;
+        }
+        let variance = self.variance(row, a) + self.variance(row, b);
+        if variance > 0.0 { gap / variance.sqrt() } else { f64::INFINITY }
+    }
+
+    /// Mean squared deviation of a candidate and of those next to it in rank: the larger of its own and
+    /// theirs.
+    fn variance(&self, row: usize, candidate: usize) -> f64 {
+        let scores = self.scores.row(row);
+        let own = scores[candidate];
+        let square = |i: usize| {
+            let errors = self.lanes.iter().map(|l| (l.row(row)[i] - scores[i]).powi(2));
+            errors.filter(|e| e.is_finite()).sum::<f64>() / self.lanes.len().max(1) as f64
+        };
+        let mut near: Vec<(f64, usize)> = (0..scores.len())
+            .filter(|&i| scores[i].is_finite())
+            .map(|i| ((scores[i] - own).abs(), i))
+            .collect();
+        near.sort_by(|a, b| a.0.total_cmp(&b.0));
+        near.truncate(2 * NEIGHBOURS + 1);
+        let together = near.iter().map(|&(_, i)| square(i)).sum::<f64>() / near.len().max(1) as f64;
+        square(candidate).max(together)
+    }
+
+    /// How near the choice of the best `k` is to another one, in deviations: how far the last of them is
+    /// preferred to the first of the others. Infinite where there are no others.
+    pub fn margin(&self, row: usize, k: usize) -> f64 {
+        let order = ranked(self.scores.row(row), k + 1);
+        match (k.checked_sub(1).and_then(|last| order.get(last)), order.get(k)) {
+            (Some(&last), Some(&next)) => self.preference(row, last, next),
+            _ => f64::INFINITY,
+        }
+    }
+}
+
+/// The numbers of the `count` best scores, best first, of equal ones the first. What is negative
+/// infinity or no number is not chosen.
+fn ranked<T: Real>(scores: &[T], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).filter(|&i| scores[i] > T::NEG_INFINITY).collect();
+    let better = |&a: &usize, &b: &usize| scores[b].to_f64().total_cmp(&scores[a].to_f64()).then(a.cmp(&b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, better);
+        order.truncate(count);
+    }
+    order.sort_by(better);
+    order
+}
+
+/// The best `k` of every row, as numbers; `turned`: where a row says so, the last of them is left out
+/// for the next one.
+fn best<T: Real>(scores: &Tensor<T>, k: usize, turned: impl Fn(usize) -> bool) -> Vec<T> {
+    let mut out = Vec::with_capacity(scores.rows() * k);
+    for row in 0..scores.rows() {
+        let mut order = ranked(scores.row(row), k + 1);
+        if turned(row) && order.len() > k {
+            order.swap_remove(k - 1);
+        }
+        order.truncate(k);
+        let chosen = order.len();
+        out.extend(order.into_iter().map(|i| T::from_f64(i as f64)));
+        out.extend(std::iter::repeat_n(T::from_f64(-1.0), k - chosen));
+    }
+    out
+}
+
+impl Executor<'_> {
+    /// The choices of an operation, step by step: never rounded.
+    pub(super) fn choose<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<Values<T>, Error> {
+        let (mut values, mut spreads) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
+        for input in inputs {
+            let (exact, choice, lanes) = match &op.kind {
+                OpKind::TopK(top) => self.top(op, top, input)?,
+                OpKind::TableChoice(table) => {
+                    let rows = input.step.token_ids.iter().map(|&t| t as usize);
+                    let numbers = self.weights.whole_numbers(&table.table, rows)?;
+                    (exact::shaped(op, input.step.token_ids.len(), 0, numbers), None, vec![])
+                }
+                other => unreachable!("{} is no choice", other.name()),
+            };
+            let edit = |(lane, t): (usize, Arc<Tensor<T>>)| input.edited(Some(lane), &t).map_or(t, Arc::new);
+            let lanes = lanes.into_iter().enumerate().map(edit).collect();
+            values.push(input.edited(None, &exact).unwrap_or(exact));
+            spreads.push(Spread { noise: None, lanes, choice });
+        }
+        Ok((values, spreads))
+    }
+
+    /// The best `k`, what they were chosen from, and each lane's own. An engine whose choice is not known
+    /// may have made the other one wherever rounding decides: half of the lanes do.
+    #[expect(clippy::type_complexity, reason = "three values of one use, named at it")]
+    fn top<T: Real>(
+        &self,
+        op: &Op,
+        top: &TopK,
+        input: &Inputs<T>,
+    ) -> Result<(Tensor<T>, Option<Choice>, Vec<Arc<Tensor<T>>>), Error> {
+        let bias = top.bias.as_ref().map(|b| self.weights.vector::<T>(b)).transpose()?;
+        let biased = |scores: &Tensor<T>| {
+            let mut scores = scores.clone();
+            if let Some(bias) = &bias {
+                for row in scores.data_mut().chunks_mut(bias.len()) {
+                    row.iter_mut().zip(bias).for_each(|(s, &b)| *s += b);
+                }
+            }
+            scores
+        };
+        let flight = &input.values[0];
+        let scores = biased(&flight.exact);
+        let rows = scores.rows();
+        let exact = exact::shaped(op, rows, 0, best(&scores, top.k, |_| false));
+        if self.arithmetic.is_none() {
+            return Ok((exact, None, vec![]));
+        }
+        let lanes: Vec<Tensor<T>> = flight.lanes.par_iter().map(|lane| biased(lane)).collect();
+        let choice =
+            Choice { scores: scores.cast(), lanes: lanes.iter().skip(1).map(Tensor::cast).collect() };
+        let open: Vec<bool> = (0..rows).map(|row| choice.margin(row, top.k) <= TIE).collect();
+        let lane = |number: usize| {
+            let scores = lanes.get(number).unwrap_or(&scores);
+            Arc::new(exact::shaped(op, rows, 0, best(scores, top.k, |row| number % 2 == 1 && open[row])))
+        };
+        let lanes = (0..self.lanes).map(lane).collect();
+        Ok((exact, Some(choice), lanes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(scores: &[f64], lanes: &[&[f64]]) -> Choice {
+        let row = |x: &[f64]| Tensor::new([1, x.len()], x.to_vec()).unwrap();
+        Choice { scores: row(scores), lanes: lanes.iter().map(|l| row(l)).collect() }
+    }
+
+    #[test]
+    fn the_best_come_first_and_of_equal_ones_the_first() {
+        assert_eq!(ranked(&[1.0, 3.0, 2.0, 3.0], 3), [1, 3, 2]);
+        assert_eq!(ranked(&[f64::NEG_INFINITY, f64::NAN, 0.0], 3), [2], "neither is a candidate");
+        let scores =
+            Tensor::new([2, 3], vec![0.1, 0.3, 0.2, f64::NEG_INFINITY, 5.0, f64::NEG_INFINITY]).unwrap();
+        assert_eq!(best(&scores, 2, |_| false), [1.0, 2.0, 1.0, -1.0]);
+        assert_eq!(best(&scores, 2, |_| true), [1.0, 0.0, 1.0, -1.0], "nothing to turn to in the second");
+    }
+
+    #[test]
+    fn margins_are_in_units_of_what_reached_the_scores() {
+        let c = choice(&[1.0, 0.9, 0.1], &[&[1.1, 0.9, 0.1], &[0.9, 0.9, 0.1]]);
+        // Each candidate's deviation is that of all three together at least: sqrt(0.01 / 3).
+        let expected = 0.1 / (0.01f64 + 0.01 / 3.0).sqrt();
+        assert!((c.preference(0, 0, 1) - expected).abs() < 1e-12);
+        assert!((c.margin(0, 1) - expected).abs() < 1e-12);
+        assert!(c.preference(0, 1, 0) < 0.0);
+        assert_eq!(c.margin(0, 3), f64::INFINITY, "all are chosen");
+        assert_eq!(choice(&[1.0, 0.9], &[]).margin(0, 1), f64::INFINITY, "scores known exactly");
+        assert_eq!(choice(&[1.0, 1.0], &[]).margin(0, 1), 0.0, "a tie is one however exact");
+    }
+}
