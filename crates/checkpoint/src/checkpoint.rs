@@ -1,5 +1,6 @@
 //! An opened model.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use memmap2::Mmap;
 
 use crate::gguf::{self, Metadata, permute};
 use crate::quant::{self, Scales, Stored, Unreadable};
+use crate::residency::Residency;
 use crate::{Config, Error, FolderFault, Generation, GgufFault, Storage, Tokenizer};
 use crate::{fingerprint, folder, generation, tokenizer, values};
 
@@ -21,9 +23,12 @@ pub struct Checkpoint {
     config: Config,
     /// Sorted by name.
     tensors: Vec<TensorInfo>,
+    /// Tensors of files that are not here, with those files: only of a checkpoint opened in part. Sorted.
+    absent: BTreeMap<String, String>,
     parts: Vec<Mmap>,
     source: Source,
     tokenizer: OnceLock<Tokenizer>,
+    residency: Residency,
 }
 
 /// The kind of file a model was read from.
@@ -81,9 +86,8 @@ impl TensorInfo {
 
     /// Bytes in the file, those of scales included.
     pub fn stored_bytes(&self) -> usize {
-        let scales = |s: &Arc<Scales>| {
-            s.at.bytes.len() + s.global.as_ref().map_or(0, |global| global.at.bytes.len())
-        };
+        let scales =
+            |s: &Arc<Scales>| s.at.bytes.len() + s.global.as_ref().map_or(0, |global| global.at.bytes.len());
         self.place.bytes.len() + self.place.scales.as_ref().map_or(0, scales)
     }
 
@@ -125,9 +129,24 @@ impl Checkpoint {
     /// # Errors
     /// When there is no model, or it is malformed or unsupported; the error says what to do.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+        Checkpoint::open_files(path, false)
+    }
+
+    /// Opens what is here of the model at `path`: shards of a folder may be missing, and
+    /// [`Checkpoint::absent`] says which tensor is in which of them.
+    ///
+    /// # Errors
+    /// When what is here is malformed or unsupported, or there is nothing.
+    pub fn open_part(path: &Path) -> Result<Checkpoint, Error> {
+        Checkpoint::open_files(path, true)
+    }
+
+    fn open_files(path: &Path, in_part: bool) -> Result<Checkpoint, Error> {
         if path.is_dir() {
-            let folder = folder::open(path)?;
-            return Checkpoint::assemble(path, folder.config, folder.tensors, folder.parts, Source::Folder);
+            let folder = folder::open(path, in_part)?;
+            let opened =
+                Checkpoint::assemble(path, folder.config, folder.tensors, folder.parts, Source::Folder)?;
+            return Ok(Checkpoint { absent: folder.absent, ..opened });
         }
         if !path.exists() {
             return Err(not_found(path));
@@ -159,7 +178,16 @@ impl Checkpoint {
             });
         }
         let path = path.to_path_buf();
-        Ok(Checkpoint { path, config, tensors, parts, source, tokenizer: OnceLock::new() })
+        Ok(Checkpoint {
+            path,
+            config,
+            tensors,
+            absent: BTreeMap::new(),
+            parts,
+            source,
+            tokenizer: OnceLock::new(),
+            residency: Residency::default(),
+        })
     }
 
     /// The path the model was opened by.
@@ -189,6 +217,30 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         let at = self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()?;
         self.tensors.get(at)
+    }
+
+    /// Whether the model has a tensor of this name, here or in a file that is missing.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensor(name).is_some() || self.absent.contains_key(name)
+    }
+
+    /// The missing file that this tensor is in.
+    pub fn absent(&self, name: &str) -> Option<&str> {
+        self.absent.get(name).map(String::as_str)
+    }
+
+    /// How many tensors are in missing files.
+    pub fn count_absent(&self) -> usize {
+        self.absent.len()
+    }
+
+    /// Lets at most about this many bytes of the mapped files stay in memory: what was read leaves it when more
+    /// is read. It is read from the files again when needed.
+    pub fn bound_residency(&self, bytes: usize) {
+        // Files that fit need not be read twice.
+        if self.parts.iter().map(|part| part.len()).sum::<usize>() > bytes {
+            self.residency.bound(bytes);
+        }
     }
 
     /// The stored bytes of a tensor of this checkpoint.
@@ -223,6 +275,7 @@ impl Checkpoint {
         if out.len() != wanted {
             return Err(Error::OutputLength { tensor: t.name.clone(), wanted, given: out.len() });
         }
+        self.residency.touched(t.stored_bytes() / t.rows().max(1) * rows.len(), &self.parts);
         if let Some(scales) = &t.place.scales {
             return self.read_scaled(t, stored, scales, rows, out);
         }
@@ -278,9 +331,13 @@ impl Checkpoint {
     }
 
     /// The tensor's values in the mapped file itself, when they are stored as aligned little-endian
-    /// binary32 in the order that [`Checkpoint::read`] gives.
+    /// binary32 in the order that [`Checkpoint::read`] gives, and residency is not bounded.
     pub fn mapped_f32(&self, t: &TensorInfo) -> Option<&[f32]> {
         if t.storage != Storage::F32 || t.place.permuted_head_dim.is_some() || cfg!(target_endian = "big") {
+            return None;
+        }
+        // What is borrowed for long could not be made to leave memory.
+        if self.residency.is_bounded() {
             return None;
         }
         // SAFETY: every bit pattern is a valid f32, and the result borrows the map it lies in.
@@ -321,6 +378,8 @@ impl Checkpoint {
     /// adversary. The same weights in another format have another fingerprint.
     pub fn fingerprint(&self) -> String {
         let scales = |t: &TensorInfo| {
+            // A sample brings in the pages around it.
+            self.residency.touched(3 * 64 * 1024, &self.parts);
             let at = &t.place.scales.as_ref()?.at;
             self.bytes(at.part, &at.bytes)
         };

@@ -16,6 +16,7 @@ mod folder;
 mod generation;
 pub mod gguf;
 mod quant;
+mod residency;
 mod storage;
 mod tokenizer;
 mod values;

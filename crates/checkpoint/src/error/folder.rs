@@ -156,7 +156,9 @@ pub enum FolderFault {
         expected: String,
     },
     /// A packed weight that holds no whole blocks.
-    #[error("tensor {tensor} has shape {shape:?}, which is no whole number of {format} blocks; download it again")]
+    #[error(
+        "tensor {tensor} has shape {shape:?}, which is no whole number of {format} blocks; download it again"
+    )]
     PackedShape {
         /// The weight.
         tensor: String,

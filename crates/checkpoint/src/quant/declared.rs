@@ -58,7 +58,9 @@ impl Declared {
                         (settings, file)
                     }
                     // Without a word on it, scales for a whole matrix or for its rows can still be told.
-                    None => return Ok(Declared { quantised: false, layouts: vec![Layout::Whole, Layout::Rows] }),
+                    None => {
+                        return Ok(Declared { quantised: false, layouts: vec![Layout::Whole, Layout::Rows] });
+                    }
                 }
             }
         };

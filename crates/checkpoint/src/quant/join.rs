@@ -10,15 +10,8 @@ use crate::{FolderFault, Storage, TensorInfo};
 #[derive(Debug, Default)]
 pub(crate) struct Joined {
     pub(crate) tensors: Vec<TensorInfo>,
-    /// What the index promises in files that are not here.
-    pub(crate) absent: Vec<Absent>,
-}
-
-/// A tensor in a file that is not here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Absent {
-    pub(crate) name: String,
-    pub(crate) shard: String,
+    /// What the index promises in files that are not here, with those files.
+    pub(crate) absent: BTreeMap<String, String>,
 }
 
 /// Tensors that change what a quantised weight means, by the end of their name. They are not supported.
@@ -47,7 +40,7 @@ pub(crate) fn join(
             Found::Plain => {}
             Found::Elsewhere(shard) => {
                 used.insert(name.clone());
-                joined.absent.push(Absent { name: logical(name), shard });
+                joined.absent.insert(logical(name), shard);
             }
             Found::Quantised(weight) => {
                 used.insert(weight.scales.name.clone());
@@ -63,8 +56,7 @@ pub(crate) fn join(
             joined.tensors.push(tensor);
         }
     }
-    let absent = missing.iter().map(|(name, shard)| Absent { name: logical(name), shard: shard.clone() });
-    joined.absent.extend(absent);
+    joined.absent.extend(missing.iter().map(|(name, shard)| (logical(name), shard.clone())));
     Ok(joined)
 }
 

@@ -29,6 +29,7 @@ pub struct Inspect {
 pub fn run(c: &Inspect) -> Result<Exit> {
     c.resources.start_threads()?;
     let model = load::model(&c.model)?;
+    model.checkpoint.bound_residency(c.resources.memory() / 2);
     let progress = Progress::new("inspecting");
     let result = inspect(&model, Some(&|done, total| progress.report(done, total)))?;
     drop(progress);

@@ -69,7 +69,8 @@ pub fn run(c: &Trace) -> Result<Exit> {
 }
 
 fn record<T: Real>(c: &Trace, model: &Model, prompt: &[i64], format: Float) -> Result<Exit> {
-    let weights = Weights::new(&model.checkpoint, Float::F32, c.resources.memory());
+    model.checkpoint.bound_residency(c.resources.memory() / 2);
+    let weights = Weights::new(&model.checkpoint, Float::F32, c.resources.memory() / 2);
     let executor =
         Executor { program: &model.program, weights: &weights, arithmetic: None, lanes: 0, progress: None };
     let mut session = Session::<T>::new(executor);

@@ -67,7 +67,7 @@ impl<'c> Decoder<'c> {
         Shape { hidden, heads, kv_heads, head_dim, max_positions }: Shape,
     ) -> Result<Decoder<'c>, Error> {
         let layers = s.extent("num_hidden_layers")?;
-        if layers > checkpoint.tensors().count() {
+        if layers > checkpoint.tensors().count() + checkpoint.count_absent() {
             let reason = format!("is {layers}, more than the file has tensors; it is of another model");
             return Err(s.wrong("num_hidden_layers", reason));
         }
@@ -196,7 +196,7 @@ impl<'c> Decoder<'c> {
     fn expert(&self, number: usize, m: &Mixture) -> Expert {
         let (inner, d) = (m.inner, self.hidden);
         let stack = |part: &str| format!("{}mlp.experts.{part}", self.prefix);
-        let has = |name: &str| self.checkpoint.tensor(name).is_some();
+        let has = |name: &str| self.checkpoint.has(name);
         if has(&stack("gate_up_proj")) {
             let fused = |first: usize| Slice {
                 tensor: stack("gate_up_proj"),
@@ -242,7 +242,7 @@ impl<'c> Decoder<'c> {
 fn output_weight(s: &Settings, checkpoint: &Checkpoint) -> Result<String, Error> {
     let tied = s.flag_or("tie_word_embeddings", false, "as the family has it")?;
     let head = "lm_head.weight";
-    if checkpoint.tensor(head).is_some() {
+    if checkpoint.has(head) {
         return Ok(head.into());
     }
     if tied {
