@@ -255,7 +255,8 @@ def main():
                 sys.exit(1)
         each = seconds["check"] / c.layers
         print(f"a layer: {each:.1f} s of check; " + ", ".join(f"{n} layers: {each * n / 60:.0f} min" for n in whole))
-        print(f"the disk gives {disk_speed(c.folder):.2f} GB/s: reading a layer once from it adds {layer / 1e9 / disk_speed(c.folder):.1f} s")
+        speed = disk_speed(c.folder)
+        print(f"the disk gives {speed:.2f} GB/s: reading all of a layer from it takes {layer / 1e9 / speed:.1f} s")
     finally:
         shutil.rmtree(c.folder)
 
