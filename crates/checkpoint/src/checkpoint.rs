@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use memmap2::Mmap;
 
 use crate::gguf::{self, Metadata, permute};
-use crate::quant::{self, Scales, Stored, Unreadable};
+use crate::quant::{self, Misreading, Scales, Stored, Unreadable};
 use crate::residency::Residency;
 use crate::{Config, Error, FolderFault, Generation, GgufFault, Storage, Tokenizer};
 use crate::{fingerprint, folder, generation, tokenizer, values};
@@ -301,22 +301,47 @@ impl Checkpoint {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), Error> {
+        let bytes = self.parts_of(t, packed, scales)?;
+        quant::read_rows(t.storage, scales, &bytes, t.row_len(), rows, out)
+            .map_err(|unreadable| self.unreadable(t, scales, unreadable))
+    }
+
+    fn parts_of<'a>(
+        &'a self,
+        t: &TensorInfo,
+        packed: &'a [u8],
+        scales: &Scales,
+    ) -> Result<quant::Bytes<'a>, Error> {
         let at = |s: &Stored| self.bytes(s.part, &s.bytes).ok_or_else(|| self.foreign(t));
         let global = scales.global.as_ref().map(|global| at(&global.at)).transpose()?;
-        let bytes = quant::Bytes { packed, scales: at(&scales.at)?, global: global.unwrap_or_default() };
-        quant::read_rows(t.storage, scales, &bytes, t.row_len(), rows, out).map_err(|unreadable| {
-            let (path, tensor) = (self.path.clone(), t.name.clone());
-            match unreadable {
-                Unreadable::Outside => self.foreign(t),
-                Unreadable::NanScale { row, column } => {
-                    Error::NanScale { path, tensor, scale: scales.name.clone(), row, column }
-                }
-                Unreadable::Factor => {
-                    let scale = scales.global.as_ref().map(|global| global.name.clone()).unwrap_or_default();
-                    Error::ScaleFactor { path, tensor, scale }
-                }
+        Ok(quant::Bytes { packed, scales: at(&scales.at)?, global: global.unwrap_or_default() })
+    }
+
+    fn unreadable(&self, t: &TensorInfo, scales: &Scales, unreadable: Unreadable) -> Error {
+        let (path, tensor) = (self.path.clone(), t.name.clone());
+        match unreadable {
+            Unreadable::Outside => self.foreign(t),
+            Unreadable::NanScale { row, column } => {
+                Error::NanScale { path, tensor, scale: scales.name.clone(), row, column }
             }
-        })
+            Unreadable::Factor => {
+                let scale = scales.global.as_ref().map(|global| global.name.clone()).unwrap_or_default();
+                Error::ScaleFactor { path, tensor, scale }
+            }
+        }
+    }
+
+    /// The whole tensor as an engine has it that reads its parts wrongly; None where that cannot happen to a tensor
+    /// of its format.
+    ///
+    /// # Errors
+    /// When the tensor is not one of this checkpoint.
+    pub fn misread(&self, t: &TensorInfo, how: Misreading) -> Result<Option<Vec<f32>>, Error> {
+        let packed = self.stored(t)?;
+        let Some(scales) = &t.place.scales else { return Ok(None) };
+        let bytes = self.parts_of(t, packed, scales)?;
+        quant::misread(t.storage, scales, &bytes, (t.rows(), t.row_len()), how)
+            .map_err(|unreadable| self.unreadable(t, scales, unreadable))
     }
 
     /// The whole tensor, dequantised.

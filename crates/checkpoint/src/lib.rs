@@ -25,5 +25,6 @@ pub use checkpoint::{Checkpoint, Format, TensorInfo};
 pub use config::Config;
 pub use error::{Error, FolderFault, GgufFault, TokenizerFault};
 pub use generation::Generation;
+pub use quant::Misreading;
 pub use storage::Storage;
 pub use tokenizer::{Message, Tokenizer};

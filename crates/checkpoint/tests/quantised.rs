@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use firstdiff_checkpoint::{Checkpoint, Error, FolderFault, Storage, TensorInfo};
+use firstdiff_checkpoint::{Checkpoint, Error, FolderFault, Misreading, Storage, TensorInfo};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -194,6 +194,46 @@ fn an_index_may_promise_shards_that_are_not_here_to_whoever_opens_a_part() {
     assert_eq!(checkpoint.absent("b.weight"), Some("there.safetensors"));
     assert_eq!(checkpoint.absent("c.weight"), Some("there.safetensors"));
     assert!(!checkpoint.has("d.weight"));
+}
+
+#[test]
+fn misreadings_change_what_they_say_and_nothing_else() {
+    let packed: Vec<u8> = (0..16).map(|n| n * 17 ^ 0x21).collect();
+    let stored: &[Stored] = &[
+        ("m.weight_packed", "U8", &[2, 16], [packed.clone(), packed].concat()),
+        ("m.weight_scale", "F8_E4M3", &[2, 2], vec![0x38, 0x40, 0x48, 0x50]), // 1, 2, 4, 8
+        ("m.weight_global_scale", "F32", &[1], f32s(&[2.0])),
+        ("f.weight", "F8_E4M3", &[2, 4], vec![0x38; 8]),
+        ("f.weight_scale", "F32", &[2, 1], f32s(&[3.0, 5.0])),
+    ];
+    let folder = folder(stored, json!({"quant_method": "compressed-tensors"}));
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let read = |name: &str, how| {
+        let t = checkpoint.tensor(name).unwrap();
+        (checkpoint.read(t).unwrap(), checkpoint.misread(t, how).unwrap())
+    };
+    let all = |how| {
+        let (right, wrong) = read("m.weight", how);
+        (right, wrong.unwrap())
+    };
+    let (right, wrong) = all(Misreading::FactorInverted);
+    assert!(right.iter().zip(&wrong).all(|(r, w)| *w == 4.0 * r));
+    let (right, wrong) = all(Misreading::FactorMissing);
+    assert!(right.iter().zip(&wrong).all(|(r, w)| *w == 2.0 * r));
+    let (right, wrong) = all(Misreading::HighNibbleFirst);
+    assert!(right.chunks(2).zip(wrong.chunks(2)).all(|(r, w)| w == [r[1], r[0]]));
+    let (right, wrong) = all(Misreading::ScalesTransposed);
+    // The scales of the first row are those of the first column: 1 and 4.
+    let factor = |i: usize| [1.0, 2.0, 0.5, 1.0][i / 16];
+    assert!(right.iter().zip(&wrong).enumerate().all(|(i, (r, w))| *w == factor(i) * r));
+    let (right, wrong) = all(Misreading::Block(32));
+    let factor = |i: usize| [1.0, 0.5, 1.0, 0.5][i / 16];
+    assert!(right.iter().zip(&wrong).enumerate().all(|(i, (r, w))| *w == factor(i) * r));
+    assert_eq!(read("m.weight", Misreading::ScalesSwizzled).1, None, "two rows fill no tile");
+    assert_eq!(read("f.weight", Misreading::FirstScale).1.unwrap(), [3.0; 8]);
+    assert_eq!(read("f.weight", Misreading::ScaleMissing).1.unwrap(), [1.0; 8]);
+    assert_eq!(read("f.weight", Misreading::FactorInverted).1, None);
+    assert_eq!(read("f.weight", Misreading::TwosComplement).1, None);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 mod declared;
 mod fp8;
 mod join;
+mod misread;
 mod mxfp4;
 mod nvfp4;
 pub(crate) mod small;
@@ -115,6 +116,46 @@ pub(crate) fn read_rows(
         }
     }
     Ok(())
+}
+
+/// A way in which engines get quantised weights wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misreading {
+    /// The high nibble of a byte is taken for the first element.
+    HighNibbleFirst,
+    /// Low nibbles are taken for a block's first half, high ones for its second.
+    SplitHalves,
+    /// 4-bit codes are taken for whole numbers in two's complement.
+    TwosComplement,
+    /// The table of scales is read transposed.
+    ScalesTransposed,
+    /// Scales that are stored row by row are read in the tiled order of tensor cores.
+    ScalesSwizzled,
+    /// Codes are used without scales.
+    ScaleMissing,
+    /// Scales are applied twice.
+    ScaleTwice,
+    /// One scale is used for all of a matrix: the first.
+    FirstScale,
+    /// So many elements (rows and columns, where blocks have rows) share a scale.
+    Block(usize),
+    /// The factor on top is its reciprocal.
+    FactorInverted,
+    /// The factor on top is not applied.
+    FactorMissing,
+    /// All matrices have the factor of the first.
+    FirstFactor,
+}
+
+/// All values of a weight under a misreading; None where it does not apply.
+pub(crate) fn misread(
+    storage: Storage,
+    scales: &Scales,
+    bytes: &Bytes,
+    size: (usize, usize),
+    how: Misreading,
+) -> Result<Option<Vec<f32>>, Unreadable> {
+    misread::read(storage, scales, bytes, size, how)
 }
 
 impl Scales {
