@@ -1,6 +1,7 @@
 """Quantises tiny checkpoints: the same folder in a format whose scales are tensors of their own, and its dequantised twin."""
 
 import json
+import re
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -102,6 +103,23 @@ def as_modelopt_nvfp4(name, w):
 def as_deepseek_fp4(name, w):
     codes, exponents, values = mxfp4(w)
     return {name: codes.view(torch.int8), name.replace("weight", "scale"): exponents.view(torch.float8_e8m0fnu)}, values
+
+
+V4_FP8 = re.compile(r"attn\.(wq_a|wq_b|wkv|wo_a|wo_b)\.weight|indexer\.wq_b\.weight|shared_experts\.w\d\.weight")
+V4_FP4 = re.compile(r"ffn\.experts\.\d+\.w\d\.weight")
+
+
+def as_released_v4(name, w, block=(32, 32)):
+    """DeepSeek-V4's release: experts in FP4, other matrices in FP8, every scale a power of two."""
+    if V4_FP4.search(name):
+        return as_deepseek_fp4(name, w)
+    (n, k), (bn, bk) = w.shape, block
+    spread = lambda scale: scale.repeat_interleave(bn, 0).repeat_interleave(bk, 1)[:n, :k]
+    exponents = power_above(fp8_blocks(w, block)[1])
+    powers = spread((2.0 ** (exponents.double() - 127)).float())
+    codes = (w / powers).to(torch.float8_e4m3fn)
+    scale = exponents.view(torch.float8_e8m0fnu)
+    return {name: codes, name.replace("weight", "scale"): scale}, codes.float() * powers
 
 
 def as_gpt_oss(name, w):

@@ -229,6 +229,7 @@ def main():
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--memory", default="2G")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--slice", default="3")
     c = parser.parse_args()
     model, trace = c.folder / "model", c.folder / "trace"
@@ -239,22 +240,22 @@ def main():
         print(f"{c.family}, {c.layers} layers: {size / 1e9:.1f} GB, {on_disk / 1e9:.1f} GB of it on disk; a layer {layer / 1e9:.2f} GB")
         ids = ",".join(str(i) for i in rng.integers(0, 100000, c.tokens))
         whole = SHAPES[c.family][3]
-        seconds = {}
+        wall_times, cpu_times = {}, {}
         for name, command in {
             "trace": ["trace", model, trace, "--tokens", ids, "--steps", "1"],
-            "check": ["check", trace, "--model", model, "--format", "json"],
-            "check --jobs 2": ["check", trace, "--model", model, "--format", "json", "--jobs", "2"],
+            "check": ["check", trace, "--model", model, "--format", "json", "--jobs", c.jobs],
             f"check --layers {c.slice}": ["check", trace, "--model", model, "--format", "json", "--layers", c.slice],
         }.items():
             wall, peak, cpu, out, code = run([c.firstdiff, *command, "--memory", c.memory])
-            seconds[name] = wall
+            wall_times[name], cpu_times[name] = wall, cpu
             said = json.loads(out) if out and code in (0, 1) else {}
             verdict = f", {said['verdict']}, {said['coverage']['taps']} values" if said else f", exit {code}"
             print(f"{name}: {wall:.0f} s ({cpu:.0f} s of processor), peak {peak:.2f} GiB{verdict}", flush=True)
             if code not in (0, 1):
                 sys.exit(1)
-        each = seconds["check"] / c.layers
-        print(f"a layer: {each:.1f} s of check; " + ", ".join(f"{n} layers: {each * n / 60:.0f} min" for n in whole))
+        for what, times in (("of a clock", wall_times), ("of processors", cpu_times)):
+            each = times["check"] / c.layers
+            print(f"a layer, {what}: {each:.1f} s; " + ", ".join(f"{n} layers: {each * n / 60:.0f} min" for n in whole))
         speed = disk_speed(c.folder)
         print(f"the disk gives {speed:.2f} GB/s: reading all of a layer from it takes {layer / 1e9 / speed:.1f} s")
     finally:

@@ -22,6 +22,9 @@ pub struct Large {
     /// What `--memory` is given
     #[arg(long, default_value = "2G")]
     memory: String,
+    /// What `--jobs` is given
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
 }
 
 pub fn run(c: &Large) -> Result<()> {
@@ -33,5 +36,6 @@ pub fn run(c: &Large) -> Result<()> {
     bench.arg("--folder").arg(workspace::target().join("dev/large"));
     bench.args(["--family", &c.family, "--layers", &c.layers.to_string()]);
     bench.args(["--tokens", &c.tokens.to_string(), "--memory", &c.memory]);
+    bench.args(["--jobs", &c.jobs.to_string()]);
     workspace::run("large", &mut bench)
 }
