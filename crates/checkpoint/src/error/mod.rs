@@ -102,6 +102,33 @@ pub enum Error {
         /// Length of the output.
         given: usize,
     },
+    /// A scale of a quantised weight is not a number.
+    #[error(
+        "{}: tensor {tensor}: the scale of block ({row}, {column}), in {scale}, is NaN; download the file again",
+        path.display()
+    )]
+    NanScale {
+        /// The model.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// The scales.
+        scale: String,
+        /// The row of the block.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
+    /// The factor on top of scales is not positive and finite.
+    #[error("{}: tensor {tensor}: {scale} is not a positive number; download the file again", path.display())]
+    ScaleFactor {
+        /// The model.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// The factor's name.
+        scale: String,
+    },
     /// A tensor of another checkpoint.
     #[error("{tensor}: not a tensor of {}", path.display())]
     ForeignTensor {
