@@ -52,7 +52,7 @@ fn rows(checkpoint: &Checkpoint, tensor: &TensorInfo, from: usize, to: usize) ->
 
 fn fault(folder: &TempDir) -> FolderFault {
     match Checkpoint::open(folder.path()) {
-        Err(Error::Folder { fault, .. }) => fault,
+        Err(Error::Folder { fault, .. }) => *fault,
         other => panic!("{other:?}"),
     }
 }
