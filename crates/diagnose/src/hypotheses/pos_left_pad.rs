@@ -25,7 +25,9 @@ use crate::{At, Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let first = &scene.input().sequence;
-    if first.iter().all(|s| Some(s) == first.first()) {
+    // With one row each it would have been wrong in the prompts before.
+    let repeated = first.windows(2).any(|pair| pair[0] == pair[1]);
+    if !repeated || first.iter().all(|s| Some(s) == first.first()) {
         return vec![];
     }
     let edit = |(which, set): Set| {

@@ -19,11 +19,14 @@ use super::masks::seeing;
 use super::swa_off_by_one::windows;
 use crate::{Edit, Scene};
 
+/// Whether a row sees a key, from how far back it is and the window.
+type Rule = fn(i64, i64) -> bool;
+
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if windows(scene).is_empty() {
         return vec![];
     }
-    let rules: [(&str, fn(i64, i64) -> bool); 6] = [
+    let rules: [(&str, Rule); 6] = [
         ("own key and those older than the window", |d, w| d == 0 || d >= w),
         ("own key and those older than the window, its last one too", |d, w| d == 0 || d > w),
         ("keys older than the window", |d, w| d >= w),
@@ -31,7 +34,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         ("keys at most a window after the row", |d, w| d <= 0 && d > -w),
         ("keys less than a window before or after the row", |d, w| d.abs() < w),
     ];
-    let edit = |(what, rule): (&str, fn(i64, i64) -> bool)| {
+    let edit = |(what, rule): (&str, Rule)| {
         seeing(scene, format!("windowed layers see {what}"), move |_, pair| {
             let (row, key) = pair.positions();
             match pair.window {
