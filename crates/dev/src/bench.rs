@@ -70,7 +70,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
-        What::Verdicts(_) | What::Diff(_) | What::Causes(_) | What::Diagnose => Ok(()),
+        What::Verdicts(_) | What::Diff(_) | What::Causes(_) | What::Diagnose | What::Large(_) => Ok(()),
     }
 }
 

@@ -71,8 +71,8 @@ fn outputs(scene: &Scene) -> Option<Edit> {
             (at.tap() == "logits").then_some(())?;
             let (mut out, width) = (value.clone(), value.row_len());
             for (row, out) in out.data_mut().chunks_mut(width).enumerate() {
-                for i in limit..width {
-                    out[i] = if zero { 0.0 } else { value.row(row)[i % limit] };
+                for (i, x) in out.iter_mut().enumerate().skip(limit) {
+                    *x = if zero { 0.0 } else { value.row(row)[i % limit] };
                 }
             }
             Some(out)
