@@ -1,7 +1,6 @@
 """The kernels that choose tokens on a GPU, run on the CPU by real threads: the same tokens as the definition in Rust."""
 
 import ctypes
-import itertools
 import json
 import pathlib
 import shutil
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 KERNEL = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sample.cu"
-VOCAB, DRAWS, WORDS = 700, 12, (1 << 64) - 1
+VOCAB, DRAWS, WORDS = 700, 6, (1 << 64) - 1
 
 # What the kernels need of CUDA. Shared memory is static, blocks run one after another, threads are threads.
 HARNESS = r"""
@@ -137,11 +136,10 @@ def rows():
     return [lively, even, broken, flat]
 
 
+LIMITS = ((0, 1.0, 0.0), (40, 1.0, 0.0), (0, 0.9, 0.0), (5000, 0.3, 0.0), (90, 0.8, 0.05), (1, 0.0, 0.0))
 SETTINGS = [
-    {"temperature": t, "top_k": k, "top_p": p, "min_p": m, "repetition_penalty": r, "seed": 5}
-    for t, (k, p, m), r in itertools.product(
-        (1.0, 0.37), ((0, 1.0, 0.0), (40, 1.0, 0.0), (0, 0.9, 0.0), (5000, 0.3, 0.0), (90, 0.8, 0.05), (1, 0.0, 0.0)), (1.0, 1.3)
-    )
+    {"temperature": (1.0, 0.37)[n % 2], "top_k": k, "top_p": p, "min_p": m, "repetition_penalty": (1.3, 1.0)[n // 2 % 2], "seed": 5}
+    for n, (k, p, m) in enumerate(LIMITS)
 ]
 
 
