@@ -95,7 +95,7 @@ impl<'m> Weights<'m> {
         self.checkpoint.tensor(name).map(|t| t.storage.name())
     }
 
-    /// Rounds values of a weight to the format in which operations use it.
+    /// Rounds values to the format that operations use for a weight.
     pub fn loaded(&self, name: &str, mut values: Vec<f32>) -> Vec<f32> {
         self.round(name, &mut values);
         values

@@ -38,7 +38,7 @@ fn folded(scene: &Scene, taps: &'static [&str], norm: &'static str) -> Option<Ed
     // Names of weights, and what each input channel, or channel of the norm, is multiplied by.
     let mut factors: HashMap<String, Vec<f64>> = HashMap::new();
     for i in (0..ops.len()).filter(|&i| short(&ops[i]) == norm) {
-        let scales = divided(scene, i)?;
+        let Some(scales) = divided(scene, i) else { continue };
         let OpKind::RmsNorm(kind) = &ops[i].kind else { return None };
         let products = (0..ops.len()).filter(|&j| layer(j) == layer(i) && taps.contains(&short(&ops[j])));
         for name in products.filter_map(|j| ops[j].kind.weights().first().map(|(name, _)| name.to_string())) {

@@ -122,11 +122,10 @@ pub(super) fn summed(scene: &Scene) -> Option<Vec<bool>> {
                 .map(|(x, w)| x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum())
                 .collect();
             let y = y[o] - bias.as_ref().map_or(0.0, |b| f64::from(b[o]));
-            for i in 0..blocks {
-                right[i] += terms[i] * y;
-                for j in 0..=i {
-                    matrix[i * blocks + j] += terms[i] * terms[j];
-                }
+            for (i, a) in terms.iter().enumerate() {
+                right[i] += a * y;
+                let row = matrix[i * blocks..].iter_mut().zip(&terms[..=i]);
+                row.for_each(|(m, b)| *m += a * b);
             }
         }
     }
@@ -212,8 +211,8 @@ fn matrix(scene: &Scene, op: usize, linear: &firstdiff_model::ops::Linear) -> Op
     }
     let mut square = vec![0.0; n * n];
     for x in xs.chunks(n) {
-        for i in 0..n {
-            (0..=i).for_each(|j| square[i * n + j] += x[i] * x[j]);
+        for (i, a) in x.iter().enumerate() {
+            square[i * n..].iter_mut().zip(&x[..=i]).for_each(|(m, b)| *m += a * b);
         }
     }
     let factor = factored(square, n)?;

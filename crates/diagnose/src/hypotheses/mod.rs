@@ -112,7 +112,6 @@ hypotheses! {
     kv_prefix_hash_collision => "kv-prefix-hash-collision",
     kv_prefix_cache_stale_hit => "kv-prefix-cache-stale-hit",
     kv_write_out_of_bounds => "kv-write-out-of-bounds",
-    capture_row_mismatch => "capture-row-mismatch",
     race_cross_block_visibility => "race-cross-block-visibility",
     norm_eps_wrong => "norm-eps-wrong",
     norm_mean_subtract => "norm-mean-subtract",
