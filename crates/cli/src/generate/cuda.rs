@@ -63,7 +63,7 @@ impl Source for Cuda {
         (self.best, self.row) = (step.best, None);
         if let Some(record) = record {
             for tap in step.taps {
-                record.bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
+                record.tap_bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
             }
         }
         Ok(())
@@ -74,7 +74,8 @@ impl Source for Cuda {
             sampler.chosen(self.best);
             return Ok(self.best);
         }
-        Ok(sampler.choose(&self.logits()?)?)
+        // On the GPU, by the same definition: a row of logits is not fetched for every token.
+        Ok(self.engine.choose(sampler)?)
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {
