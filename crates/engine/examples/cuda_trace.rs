@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let positions: Vec<i64> = (first as i64..).take(ids.len()).collect();
         let mut entry = writer.step(&ids, &positions);
         for tap in step.taps {
-            entry.tap_bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
+            entry.bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
         }
         entry.sampled(i64::from(step.best));
         entry.finish()?;

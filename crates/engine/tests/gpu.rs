@@ -145,7 +145,7 @@ fn judged(
         let positions: Vec<i64> = (first..).take(ids.len()).collect();
         let mut entry = writer.step(&ids, &positions);
         for tap in step.taps {
-            entry.tap_bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
+            entry.bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
         }
         entry.finish().unwrap();
     }

@@ -96,8 +96,8 @@ impl StepWriter<'_> {
             .insert(name.to_string(), (if wide { "F64" } else { "F32" }, value.shape().to_vec(), bytes));
     }
 
-    /// Adds a tap as the engine held it: little-endian elements of a type.
-    pub fn tap_bytes(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>) {
+    /// Adds a tap as the engine held it: little-endian elements of type `dtype`, row by row.
+    pub fn bytes(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>) {
         self.entries.insert(name.to_string(), (dtype.name(), shape.to_vec(), bytes));
     }
 

@@ -63,7 +63,7 @@ impl Source for Cuda {
         (self.best, self.row) = (step.best, None);
         if let Some(record) = record {
             for tap in step.taps {
-                record.tap_bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
+                record.bytes(&tap.name, tap.dtype, &tap.shape, tap.bytes);
             }
         }
         Ok(())

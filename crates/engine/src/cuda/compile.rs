@@ -13,6 +13,8 @@ const SOURCES: &[&str] = &[
     include_str!("../../kernels/common.cu"),
     include_str!("../../kernels/formats.cu"),
     include_str!("../../kernels/stream.cu"),
+    include_str!("../../kernels/block.cu"),
+    include_str!("../../kernels/attention.cu"),
     include_str!("../../kernels/decode.cu"),
     include_str!("../../kernels/prefill.cu"),
     include_str!("../../kernels/flash.cu"),
