@@ -136,11 +136,27 @@ pub fn verdict(
 ) -> Result<Exit> {
     let progress = Progress::new("checking");
     let report = |done, total| progress.report(done, total);
+    let options = CheckOptions { progress: Some(&report), ..options };
+    let result = judge(trace, model, options, path)?;
+    drop(progress);
+    match format {
+        OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
+        OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,
+    }
+    Ok(exit(result.verdict))
+}
+
+/// Checks, and looks for causes.
+pub fn judge(
+    trace: &Trace,
+    model: &Model,
+    options: CheckOptions,
+    path: &Path,
+) -> Result<firstdiff_compare::Check> {
     // Each weight is read once for all steps: there is nothing to keep.
-    let options = CheckOptions { memory: 0, lanes: LANES, progress: Some(&report), ..options };
+    let options = CheckOptions { memory: 0, lanes: LANES, ..options };
     let (mut result, evidence) = check_with_evidence(trace, model, &options)
         .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
-    drop(progress);
     match diagnose(&mut result, &evidence, DIAGNOSIS) {
         Ok(()) => {}
         // A hypothesis may need a weight of a shard that is not here.
@@ -149,14 +165,11 @@ pub fn verdict(
         }
         Err(e) => return Err(anyhow!("{e} (model: {})", path.display())),
     }
-    match format {
-        OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
-        OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,
-    }
-    Ok(exit(result.verdict))
+    Ok(result)
 }
 
-fn exit(verdict: Verdict) -> Exit {
+/// The exit code of a verdict.
+pub fn exit(verdict: Verdict) -> Exit {
     match verdict {
         Verdict::Agrees => Exit::Agrees,
         Verdict::Diverges => Exit::Diverges,
