@@ -336,6 +336,9 @@ fn coverage(
 /// recording rounded it.
 fn shortened(trace: &Trace, findings: &[Finding], arithmetic: &Arithmetic) -> Option<String> {
     let first = findings.first()?;
+    if first.choices.is_some() {
+        return None;
+    }
     let stored = match trace.steps.get(first.step)?.taps().get(&first.tap)?.dtype {
         DType::F16 => Float::F16,
         DType::BF16 => Float::BF16,

@@ -7,7 +7,7 @@ use firstdiff_trace::{Trace, tap};
 
 use crate::align::Alignment;
 use crate::finding::Finding;
-use crate::measure::Measured;
+use crate::measure::{Measured, choice};
 use crate::replay::{Judged, by_head, last, unmask};
 
 /// A trace placed on its model, and which of its values are wrong.
@@ -62,6 +62,11 @@ impl<'a> Evidence<'a> {
     /// When the value cannot be read.
     pub fn measure(&self, predicted: Predicted<f64>) -> Result<Option<Measured>, crate::Error> {
         let (op, step) = (predicted.op, predicted.step);
+        if let Some(kind) = self.model.program.ops[op].kind.discrete() {
+            let Some(value) = self.value(op, step)? else { return Ok(None) };
+            let compared = choice::compare(value, &predicted.exact, predicted.choice.as_ref(), kind);
+            return Ok(Some(compared.measured));
+        }
         let (Some(mut value), Some(noise)) = (self.value(op, step)?, predicted.noise) else {
             return Ok(None);
         };

@@ -31,7 +31,7 @@ pub(crate) fn replay(
     arithmetic: &Arithmetic,
     options: &CheckOptions,
 ) -> Result<Replayed, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory);
+    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
     let whole = [chosen.ops.clone()];
     let part = Part { trace, model, alignment, steps, arithmetic, options, weights: &weights };
     let judged = if options.jobs > 1 {

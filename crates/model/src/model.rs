@@ -17,6 +17,12 @@ pub struct Model {
     pub settings: Vec<Setting>,
 }
 
+/// Families whose name looks like a supported one, and what sets them apart.
+const REFUSED: &[(&str, &str)] = &[(
+    "deepseek_v41",
+    "a different architecture from deepseek_v4: shared compressed streams, lagged hyper-connections, engram tables",
+)];
+
 /// How the program uses a tensor of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Usage {
@@ -71,6 +77,10 @@ impl Model {
 
     fn build(checkpoint: Checkpoint, in_part: bool) -> Result<Model, Error> {
         let model_type = checkpoint.config().model_type()?.to_string();
+        if let Some((_, why)) = REFUSED.iter().find(|(name, _)| model_type.starts_with(name)) {
+            let file = checkpoint.config().file().to_path_buf();
+            return Err(Error::RefusedFamily { file, model_type, why });
+        }
         let family = FAMILIES.iter().find(|f| f.name == model_type).ok_or_else(|| Error::UnknownFamily {
             file: checkpoint.config().file().to_path_buf(),
             model_type: model_type.clone(),
@@ -125,6 +135,9 @@ impl Model {
             }
             None if ACTIVATION_SCALES.iter().any(|end| name.ends_with(end)) => {
                 Usage::Ignored("how engines quantise activations; the weights alone are dequantised")
+            }
+            None if name.starts_with("mtp.") || name.starts_with("model.mtp.") => {
+                Usage::Ignored("of the block that predicts further tokens, which is not executed")
             }
             None => Usage::Unused,
         };
