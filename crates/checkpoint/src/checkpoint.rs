@@ -155,7 +155,7 @@ impl Checkpoint {
         if !part.starts_with(gguf::MAGIC)
             && let Some(fault) = weights_file(path)
         {
-            return Err(Error::Folder { path: path.to_path_buf(), fault });
+            return Err(Error::Folder { path: path.to_path_buf(), fault: Box::new(fault) });
         }
         let gguf = gguf::open(path, &part).map_err(|fault| gguf_error(path, fault))?;
         Checkpoint::assemble(path, gguf.config, gguf.tensors, vec![part], Source::Gguf(gguf.metadata))

@@ -28,7 +28,7 @@ pub(crate) struct Folder {
 }
 
 fn fault(path: &Path, fault: FolderFault) -> Error {
-    Error::Folder { path: path.to_path_buf(), fault }
+    Error::Folder { path: path.to_path_buf(), fault: Box::new(fault) }
 }
 
 /// Opens the model in the folder `path`, or what is there of it.

@@ -27,7 +27,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 
 fn fault(folder: &TempDir) -> FolderFault {
     match Checkpoint::open(folder.path()) {
-        Err(Error::Folder { fault, .. }) => fault,
+        Err(Error::Folder { fault, .. }) => *fault,
         other => panic!("{other:?}"),
     }
 }

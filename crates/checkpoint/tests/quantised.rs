@@ -52,7 +52,7 @@ fn rows(checkpoint: &Checkpoint, tensor: &TensorInfo, from: usize, to: usize) ->
 
 fn fault(folder: &TempDir) -> FolderFault {
     match Checkpoint::open(folder.path()) {
-        Err(Error::Folder { fault, .. }) => fault,
+        Err(Error::Folder { fault, .. }) => *fault,
         other => panic!("{other:?}"),
     }
 }
@@ -198,7 +198,7 @@ fn an_index_may_promise_shards_that_are_not_here_to_whoever_opens_a_part() {
 
 #[test]
 fn misreadings_change_what_they_say_and_nothing_else() {
-    let packed: Vec<u8> = (0..16).map(|n| n * 17 ^ 0x21).collect();
+    let packed: Vec<u8> = (0..16).map(|n| (n * 17) ^ 0x21).collect();
     let stored: &[Stored] = &[
         ("m.weight_packed", "U8", &[2, 16], [packed.clone(), packed].concat()),
         ("m.weight_scale", "F8_E4M3", &[2, 2], vec![0x38, 0x40, 0x48, 0x50]), // 1, 2, 4, 8

@@ -14,7 +14,7 @@ use firstdiff_reference::{Computed, Executor, Nothing, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
-use crate::{bench_causes, bench_large, bench_verdicts, models, python, workspace};
+use crate::{bench_causes, bench_large, bench_verdicts, models, python, stories, workspace};
 
 mod diff;
 
@@ -41,6 +41,8 @@ enum What {
     Verdicts(bench_verdicts::Verdicts),
     /// Every planted fault: located, named, wrongly named, by class
     Causes(bench_causes::Causes),
+    /// What naming a cause costs on SmolLM2-135M and Qwen2.5-0.5B, in time and memory
+    Diagnose,
     /// A checkpoint larger than memory: time for each layer, and peak memory
     Large(bench_large::Large),
     /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
@@ -56,6 +58,7 @@ pub fn run(c: &Bench) -> Result<()> {
         What::Verdicts(verdicts) => return bench_verdicts::run(verdicts),
         What::Diff(sizes) => return diff::run(sizes, c.rounds),
         What::Causes(causes) => return bench_causes::run(causes),
+        What::Diagnose => return stories::diagnosis_cost(),
         What::Large(large) => return bench_large::run(large),
         What::Reference | What::Check => {}
     }
@@ -67,7 +70,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
-        What::Verdicts(_) | What::Diff(_) | What::Causes(_) => Ok(()),
+        What::Verdicts(_) | What::Diff(_) | What::Causes(_) | What::Diagnose | What::Large(_) => Ok(()),
     }
 }
 

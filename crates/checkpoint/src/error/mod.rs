@@ -49,7 +49,7 @@ pub enum Error {
         /// The folder, or the file in it.
         path: PathBuf,
         /// What is wrong with it.
-        fault: FolderFault,
+        fault: Box<FolderFault>,
     },
     /// The tokenizer or the chat template cannot be used.
     #[error("{}: {fault}", path.display())]

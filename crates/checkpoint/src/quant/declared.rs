@@ -41,7 +41,10 @@ impl Declared {
             Some(Value::Object(object)) => Ok(Some(object.clone())),
             Some(other) => {
                 let message = format!("{key} is {other}, not an object");
-                Err(Error::Folder { path: config.file().to_path_buf(), fault: FolderFault::Json { message } })
+                Err(Error::Folder {
+                    path: config.file().to_path_buf(),
+                    fault: Box::new(FolderFault::Json { message }),
+                })
             }
         };
         let declared = match object("quantization_config")? {
@@ -64,7 +67,8 @@ impl Declared {
                 }
             }
         };
-        let layouts = layouts(&settings).map_err(|fault| Error::Folder { path: file, fault })?;
+        let layouts =
+            layouts(&settings).map_err(|fault| Error::Folder { path: file, fault: Box::new(fault) })?;
         Ok(Declared { quantised: true, layouts })
     }
 }

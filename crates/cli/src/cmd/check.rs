@@ -136,8 +136,7 @@ pub fn verdict(
 ) -> Result<Exit> {
     let progress = Progress::new("checking");
     let report = |done, total| progress.report(done, total);
-    let options = CheckOptions { progress: Some(&report), ..options };
-    let result = judge(trace, model, options, path)?;
+    let result = judge(trace, model, CheckOptions { progress: Some(&report), ..options }, path)?;
     drop(progress);
     match format {
         OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
