@@ -4,7 +4,6 @@
 // The new token's queries of this block's group, its key and its value: normalised, turned, stored.
 __device__ __forceinline__ void rotate(const Step& p, const Shared& s, const Place& at, int phase, int warp, int lane) {
     const Layer& l = s.layers[phase / PHASES];
-    const float* angles = p.rope + (long long)at.position * HEAD_DIM;
     const bool owner = at.split == 0;
     for (int j = warp; j < GROUP + 2; j += WARPS) {
         const int head = at.kv_head * GROUP + j;
@@ -34,7 +33,7 @@ __device__ __forceinline__ void rotate(const Step& p, const Shared& s, const Pla
         const int place = is_q ? head * HEAD_DIM : at.kv_head * HEAD_DIM;
         u16* normed = owner ? tap16(p, phase, is_q ? Q_NORM : K_NORM) : 0;
         u16* turned = owner ? tap16(p, phase, is_q ? Q_ROPE : K_ROPE) : 0;
-        const float* weight = is_q ? l.q_norm : l.k_norm;
+        const float* weight = (is_q ? l.q_norm : l.k_norm) ? head_norms + (is_q ? 0 : HEAD_DIM) : 0;
         const float scale = weight ? reciprocal_root(warp_sum(squares) / HEAD_DIM + NORM_EPS) : 1.0f;
 #pragma unroll
         for (int n = 0; n < each; n++) {
@@ -48,7 +47,7 @@ __device__ __forceinline__ void rotate(const Step& p, const Shared& s, const Pla
                     normed[place + i + half] = narrow(b[n]);
                 }
             }
-            const float c = angles[i], t = angles[half + i];
+            const float c = turns[i], t = turns[half + i];
             const u16 y = narrow(a[n] * c - b[n] * t), z = narrow(b[n] * c + a[n] * t);
             out[i] = y;
             out[i + half] = z;
@@ -91,7 +90,7 @@ __device__ __forceinline__ void score_keys(const Step& p, const Shared& s, const
                                            const uint4 k[KEY_ROUNDS], int first, int hidden, int keys, int lane,
                                            float weight[GROUP][KEY_ROUNDS]) {
     const int channel = lane % KEY_LANES * 8;
-    float* scores = p.taps ? (float*)p.taps[phase / PHASES * LAYER_TAPS + SCORES] : 0;
+    float* scores = tap32(p, phase / PHASES * LAYER_TAPS + SCORES);
 #pragma unroll
     for (int g = 0; g < GROUP; g++) {
         const uint4 q = channel < HEAD_DIM ? *(const uint4*)(s.q + g * HEAD_DIM + channel) : make_uint4(0, 0, 0, 0);
@@ -152,6 +151,24 @@ __device__ __forceinline__ void tap_keys(const Step& p, const Place& at, int pha
     }
 }
 
+// What the group's heads are given once all their keys were seen: the largest score and the sum of every head lie in
+// s.reduce.
+__device__ __forceinline__ void tap_probs(const Step& p, const Shared& s, const Place& at, int phase) {
+#if TAPS
+    float* probs = tap32(p, phase / PHASES * LAYER_TAPS + PROBS);
+    const float* scores = tap32(p, phase / PHASES * LAYER_TAPS + SCORES);
+    if (!probs) return;
+    const int window = (int)s.layers[phase / PHASES].window;
+    const int hidden = window && at.position >= window ? at.position - window + 1 : 0;
+    for (int g = 0; g < GROUP; g++)
+        for (int k = threadIdx.x; k <= at.position; k += THREADS) {
+            const long long i = (long long)(at.kv_head * GROUP + g) * (at.position + 1) + k;
+            const float weight = exp2_of(__ldcg(scores + i) * LOG2E - s.reduce[g]) / s.reduce[16 + g];
+            probs[i] = k < hidden ? 0.0f : weight;
+        }
+#endif
+}
+
 // The group's outputs, from every warp of this block and, for long contexts, every block of this kv head.
 __device__ __forceinline__ void merge(const Step& p, const Shared& s, const Place& at, int phase, Seen& seen,
                                       int splits, int warp, int lane) {
@@ -164,87 +181,85 @@ __device__ __forceinline__ void merge(const Step& p, const Shared& s, const Plac
             for (int i = 0; i < 8; i++) seen.values[g][i] += __shfl_xor_sync(0xffffffffu, seen.values[g][i], o);
         }
         if (lane == 0) {
-            s.top[warp * GROUP + g] = seen.top[g];
-            s.total[warp * GROUP + g] = seen.total[g];
+            s.top[g * WARPS + warp] = seen.top[g];
+            s.total[g * WARPS + warp] = seen.total[g];
+        }
+        if (lane < KEY_LANES && lane * 8 < HEAD_DIM) {
+            float4* to = (float4*)(s.sums + (warp * GROUP + g) * HEAD_DIM + lane * 8);
+            to[0] = make_float4(seen.values[g][0], seen.values[g][1], seen.values[g][2], seen.values[g][3]);
+            to[1] = make_float4(seen.values[g][4], seen.values[g][5], seen.values[g][6], seen.values[g][7]);
         }
     }
+    __syncthreads();
+    // One warp a head: what each warp's values count for.
+    if (warp < GROUP) {
+        const int i = warp * WARPS + (lane & 15);
+        const float mine = s.top[i];
+        float top = mine;
+#pragma unroll
+        for (int o = 8; o; o >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
+        const float share = top == NEG_INF ? 0.0f : exp2_of(mine - top);
+        float total = share * s.total[i];
+#pragma unroll
+        for (int o = 8; o; o >>= 1) total += __shfl_xor_sync(0xffffffffu, total, o);
+        __syncwarp();
+        if (lane < 16) s.total[i] = share;
+        if (lane == 0) {
+            s.reduce[warp] = top;
+            s.reduce[16 + warp] = total;
+        }
+    }
+    __syncthreads();
     u16* tap = tap16(p, phase, ATTN_HEADS);
-    float* probs = p.taps ? (float*)p.taps[phase / PHASES * LAYER_TAPS + PROBS] : 0;
-    const float* scores = p.taps ? (const float*)p.taps[phase / PHASES * LAYER_TAPS + SCORES] : 0;
-    const int window = (int)s.layers[phase / PHASES].window;
-    const int hidden = window && at.position >= window ? at.position - window + 1 : 0;
-    float* mine = p.partial + (long long)at.kv_head * SPLITS * GROUP * (HEAD_DIM + 2);
+    float* mine = p.partial + ((long long)at.kv_head * SPLITS + at.split) * GROUP * (HEAD_DIM + 2);
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+        const int g = i / HEAD_DIM, c = i % HEAD_DIM;
+        float value = 0;
 #pragma unroll
-    for (int g = 0; g < GROUP; g++) {
-        __syncthreads();
-        const int channel = lane * 8;
-        if (lane < KEY_LANES && channel < HEAD_DIM) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) s.sums[warp * HEAD_DIM + channel + i] = seen.values[g][i];
-        }
-        __syncthreads();
-        float top = NEG_INF, total = 0, value = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) top = fmaxf(top, s.top[w * GROUP + g]);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float share = top == NEG_INF ? 0.0f : exp2_of(s.top[w * GROUP + g] - top);
-            total += share * s.total[w * GROUP + g];
-            if (threadIdx.x < HEAD_DIM) value += share * s.sums[w * HEAD_DIM + threadIdx.x];
-        }
-        const int head = at.kv_head * GROUP + g;
+        for (int w = 0; w < WARPS; w++) value += s.total[g * WARPS + w] * s.sums[w * GROUP * HEAD_DIM + i];
         if (splits > 1) {
-            float* out = mine + (at.split * GROUP + g) * (HEAD_DIM + 2);
-            if (threadIdx.x < HEAD_DIM) out[threadIdx.x] = value;
-            if (threadIdx.x == 0) {
-                out[HEAD_DIM] = top;
-                out[HEAD_DIM + 1] = total;
-            }
+            mine[g * (HEAD_DIM + 2) + c] = value;
+            if (c < 2) mine[g * (HEAD_DIM + 2) + HEAD_DIM + c] = s.reduce[16 * c + g];
             continue;
         }
-        if (threadIdx.x < HEAD_DIM) {
-            const u16 y = narrow(value / total);
-            p.heads[head * HEAD_DIM + threadIdx.x] = y;
-            if (tap) tap[head * HEAD_DIM + threadIdx.x] = y;
-        }
-        if (probs)
-            for (int k = threadIdx.x; k <= at.position; k += THREADS) {
-                const long long i = (long long)head * (at.position + 1) + k;
-                probs[i] = k < hidden ? 0.0f : exp2_of(__ldcg(scores + i) * LOG2E - top) / total;
-            }
+        const u16 y = narrow(quotient(value, s.reduce[16 + g]));
+        p.heads[at.kv_head * GROUP * HEAD_DIM + i] = y;
+        if (tap) tap[at.kv_head * GROUP * HEAD_DIM + i] = y;
     }
-    if (splits == 1) return;
-    __syncthreads();
+    if (splits == 1) return tap_probs(p, s, at, phase);
     __shared__ bool last;
+    __threadfence();
+    __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
         last = atomicInc(p.arrivals + at.kv_head, splits - 1) == splits - 1;
         __threadfence();
     }
     __syncthreads();
     if (!last) return;
-    for (int g = 0; g < GROUP; g++) {
-        const int head = at.kv_head * GROUP + g;
+    const float* parts = p.partial + (long long)at.kv_head * SPLITS * GROUP * (HEAD_DIM + 2);
+    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+        const int g = i / HEAD_DIM, c = i % HEAD_DIM;
+        const float* of = parts + g * (HEAD_DIM + 2);
         float top = NEG_INF, total = 0, value = 0;
-        for (int i = 0; i < splits; i++)
-            top = fmaxf(top, __ldcg(mine + (i * GROUP + g) * (HEAD_DIM + 2) + HEAD_DIM));
-        for (int i = 0; i < splits; i++) {
-            const float* part = mine + (i * GROUP + g) * (HEAD_DIM + 2);
+#pragma unroll 4
+        for (int n = 0; n < splits; n++) top = fmaxf(top, __ldcg(of + n * GROUP * (HEAD_DIM + 2) + HEAD_DIM));
+#pragma unroll 4
+        for (int n = 0; n < splits; n++) {
+            const float* part = of + n * GROUP * (HEAD_DIM + 2);
             const float share = exp2_of(__ldcg(part + HEAD_DIM) - top);
             total += share * __ldcg(part + HEAD_DIM + 1);
-            if (threadIdx.x < HEAD_DIM) value += share * __ldcg(part + threadIdx.x);
+            value += share * __ldcg(part + c);
         }
-        if (threadIdx.x < HEAD_DIM) {
-            const u16 y = narrow(value / total);
-            p.heads[head * HEAD_DIM + threadIdx.x] = y;
-            if (tap) tap[head * HEAD_DIM + threadIdx.x] = y;
+        const u16 y = narrow(quotient(value, total));
+        p.heads[at.kv_head * GROUP * HEAD_DIM + i] = y;
+        if (tap) tap[at.kv_head * GROUP * HEAD_DIM + i] = y;
+        if (c == 0) {
+            s.reduce[g] = top;
+            s.reduce[16 + g] = total;
         }
-        if (probs)
-            for (int k = threadIdx.x; k <= at.position; k += THREADS) {
-                const long long i = (long long)head * (at.position + 1) + k;
-                probs[i] = k < hidden ? 0.0f : exp2_of(__ldcg(scores + i) * LOG2E - top) / total;
-            }
     }
+    __syncthreads();
+    tap_probs(p, s, at, phase);
 }
 
 __device__ __forceinline__ void attention_phase(const Step& p, const Shared& s, Ring& ring, const Place& at, int phase,
@@ -265,26 +280,26 @@ __device__ __forceinline__ void attention_phase(const Step& p, const Shared& s, 
     }
     uint4 rows[KEY_ROUNDS];
     float weight[GROUP][KEY_ROUNDS];
-    for (int chunk = begin + at.split * WARPS + warp; chunk < chunks; chunk += SPLITS * WARPS) {
-        const int first = chunk * SLOT_KEYS, keys = min(SLOT_KEYS, at.position - first);
-        slot_wait(ring.full + ring.at * 8, ring.parity);
-        load_keys(s.ring + (warp * SLOTS + ring.at) * SLOT, keys, lane, rows);
-        refill(ring, p, at, s.layers, warp, lane);
-        tap_keys(p, at, phase, K_CACHE, rows, first, keys, lane);
-        score_keys(p, s, at, phase, seen, rows, first, hidden - first, keys, lane, weight);
-        slot_wait(ring.full + ring.at * 8, ring.parity);
-        load_keys(s.ring + (warp * SLOTS + ring.at) * SLOT, keys, lane, rows);
-        refill(ring, p, at, s.layers, warp, lane);
-        tap_keys(p, at, phase, V_CACHE, rows, first, keys, lane);
-        add_values(seen, rows, weight);
-    }
-    if (at.split == 0 && warp == WARPS - 1) {
-        load_keys((const u8*)s.k, 1, lane, rows);
-        tap_keys(p, at, phase, K_CACHE, rows, at.position, 1, lane);
-        score_keys(p, s, at, phase, seen, rows, at.position, 0, 1, lane, weight);
-        load_keys((const u8*)s.v, 1, lane, rows);
-        tap_keys(p, at, phase, V_CACHE, rows, at.position, 1, lane);
-        add_values(seen, rows, weight);
+    // Slots of cached keys, then, for one warp, the new key.
+    bool fresh = at.split == 0 && warp == WARPS - 1;
+    for (int chunk = begin + at.split * WARPS + warp; chunk < chunks || fresh; chunk += SPLITS * WARPS) {
+        const bool cached = chunk < chunks;
+        const int first = cached ? chunk * SLOT_KEYS : at.position;
+        const int keys = cached ? min(SLOT_KEYS, at.position - first) : 1;
+#pragma unroll 1
+        for (int values = 0; values < 2; values++) {
+            const u8* from = (const u8*)(values ? s.v : s.k);
+            if (cached) {
+                from = s.ring + (warp * SLOTS + ring.at) * SLOT;
+                slot_wait(ring.full + ring.at * 8, ring.parity);
+            }
+            load_keys(from, keys, lane, rows);
+            if (cached) refill(ring, p, at, s.layers, warp, lane);
+            tap_keys(p, at, phase, values ? V_CACHE : K_CACHE, rows, first, keys, lane);
+            if (values) add_values(seen, rows, weight);
+            else score_keys(p, s, at, phase, seen, rows, first, hidden - first, keys, lane, weight);
+        }
+        if (!cached) fresh = false;
     }
     merge(p, s, at, phase, seen, splits, warp, lane);
 }

@@ -48,23 +48,22 @@ __device__ __forceinline__ void refill(Ring& r, const Step& p, const Place& at, 
                                        int lane) {
     // All lanes have read the slot.
     __syncwarp();
-    if (lane == 0) {
-        u64 from;
-        u32 bytes;
-        if (feed_next(r.feed, p, at, layers, warp, from, bytes))
-            slot_fill(r.slots + r.at * SLOT, r.full + r.at * 8, from, bytes);
-    }
+    feed_slot(r.feed, p, at, layers, warp, lane, r.slots + r.at * SLOT, r.full + r.at * 8);
     if (++r.at == SLOTS) {
         r.at = 0;
         r.parity ^= 1;
     }
 }
 
+// Where a value is recorded; null where it is not.
 __device__ __forceinline__ u16* tap16(const Step& p, int phase, int tap) {
-    return p.taps ? (u16*)p.taps[phase / PHASES * LAYER_TAPS + tap] : 0;
+    return TAPS && p.taps ? (u16*)p.taps[phase / PHASES * LAYER_TAPS + tap] : 0;
 }
 __device__ __forceinline__ u16* tap16_of_model(const Step& p, int tap) {
-    return p.taps ? (u16*)p.taps[LAYERS * LAYER_TAPS + tap] : 0;
+    return TAPS && p.taps ? (u16*)p.taps[LAYERS * LAYER_TAPS + tap] : 0;
+}
+__device__ __forceinline__ float* tap32(const Step& p, int place) {
+    return TAPS && p.taps ? (float*)p.taps[place] : 0;
 }
 
 // Every caller waits for the block once more before the next sum.
@@ -83,8 +82,16 @@ constexpr int NORM_ROUNDS = (D_MODEL / 2 + THREADS - 1) / THREADS;
 struct NormWeights {
     float2 of[NORM_ROUNDS];
 };
+__shared__ float head_norms[2 * HEAD_DIM];  // of queries, then of keys
+__shared__ float turns[HEAD_DIM];            // cosines, then sines, of the step's position
+
 __device__ __forceinline__ void read_norm(const Step& p, const Shared& s, int phase, NormWeights& w) {
     const int kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
+    if (kind == ATTENTION) {
+        const Layer& l = s.layers[phase / PHASES];
+        for (int i = threadIdx.x; l.q_norm && i < 2 * HEAD_DIM; i += THREADS)
+            head_norms[i] = i < HEAD_DIM ? __ldg(l.q_norm + i) : __ldg(l.k_norm + i - HEAD_DIM);
+    }
     if (kind != QKV && kind != GATE_UP && kind != PHASES) return;
     const float* from = kind == QKV       ? s.layers[phase / PHASES].attn_norm
                         : kind == GATE_UP ? s.layers[phase / PHASES].mlp_norm
@@ -160,36 +167,38 @@ __device__ constexpr u32 the_format() {
     return f;
 }
 
-// This warp's tasks of a phase: each a segment of a row times the same segment of the input.
-template <int WIDTH>
+// This warp's tasks of a phase: each a segment of a row times the same segment of the input. One copy of this code
+// serves every phase: instructions have to be fetched too.
 __device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& ring, const Place& at, int phase,
                                          int kind, int warp, int lane) {
-    constexpr int segs = SEGS(WIDTH), rounds = SEG / 256;
-    // Where a warp always meets the same segment, its input stays in registers.
-    constexpr bool keeps = WARPS % segs == 0 && HEAD_DIM <= 128;
-    float kept[keeps ? rounds * 8 : 1];
-    if (keeps) {
-#pragma unroll
-        for (int it = 0; it < rounds; it++) {
-            const int e = warp % segs * SEG + it * 256 + lane * 8;
-            const uint4 x = e < WIDTH ? *(const uint4*)(s.x + e) : make_uint4(0, 0, 0, 0);
-            kept[it * 8 + 0] = low(x.x); kept[it * 8 + 1] = high(x.x);
-            kept[it * 8 + 2] = low(x.y); kept[it * 8 + 3] = high(x.y);
-            kept[it * 8 + 4] = low(x.z); kept[it * 8 + 5] = high(x.z);
-            kept[it * 8 + 6] = low(x.w); kept[it * 8 + 7] = high(x.w);
-        }
-    }
+    constexpr int rounds = SEG / 256;
+    const int segs = segs_of(kind), width = width_of(kind);
     const int lo = first_row(kind, blockIdx.x);
     const int n = (first_row(kind, blockIdx.x + 1) - lo) * segs;
+    // The input's segment stays in registers for as long as it is the same.
+    float kept[rounds * 8];
+    int held = -1, seg = warp % segs;
+    const int step = WARPS % segs;
     for (int i = warp; i < n; i += WARPS) {
-        const int seg = i % segs;
+        if (seg != held) {
+            held = seg;
+#pragma unroll
+            for (int it = 0; it < rounds; it++) {
+                const int e = seg * SEG + it * 256 + lane * 8;
+                const uint4 x = e < width ? *(const uint4*)(s.x + e) : make_uint4(0, 0, 0, 0);
+                kept[it * 8 + 0] = low(x.x); kept[it * 8 + 1] = high(x.x);
+                kept[it * 8 + 2] = low(x.y); kept[it * 8 + 3] = high(x.y);
+                kept[it * 8 + 4] = low(x.z); kept[it * 8 + 5] = high(x.z);
+                kept[it * 8 + 6] = low(x.w); kept[it * 8 + 7] = high(x.w);
+            }
+        }
         u32 format = the_format();
         if (!ONE_FORMAT) {
             int row = lo + i / segs;
             format = matrix_of(p, s.layers, phase, kind, row).format;
         }
         const u8* slot = s.ring + (warp * SLOTS + ring.at) * SLOT;
-        const int length = segs == 1 ? WIDTH : min(SEG, WIDTH - seg * SEG);
+        const int length = min(SEG, width - seg * SEG);
         slot_wait(ring.full + ring.at * 8, ring.parity);
         float sum0 = 0, sum1 = 0;
 #pragma unroll
@@ -198,27 +207,25 @@ __device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& r
             if (e < length) {
                 float w[8];
                 load8(format, slot, e, w);
-                float& sum = it & 1 ? sum1 : sum0;
-                if (keeps) {
 #pragma unroll
-                    for (int j = 0; j < 8; j++) sum = fmaf(w[j], kept[it * 8 + j], sum);
-                } else {
-                    sum = dot8(w, *(const uint4*)(s.x + seg * SEG + e), sum);
+                for (int j = 0; j < 8; j++) {
+                    if (j & 1) sum1 = fmaf(w[j], kept[it * 8 + j], sum1);
+                    else sum0 = fmaf(w[j], kept[it * 8 + j], sum0);
                 }
             }
         }
         refill(ring, p, at, s.layers, warp, lane);
         const float sum = warp_sum(sum0 + sum1);
         if (lane == 0) s.sums[i] = sum;
+        seg += step;
+        if (seg >= segs) seg -= segs;
     }
     __syncthreads();
 }
 
-template <int WIDTH>
-__device__ __forceinline__ float row_sum(const Shared& s, int r) {
+__device__ __forceinline__ float row_sum(const Shared& s, int r, int segs) {
     float sum = 0;
-#pragma unroll
-    for (int i = 0; i < SEGS(WIDTH); i++) sum += s.sums[r * SEGS(WIDTH) + i];
+    for (int i = 0; i < segs; i++) sum += s.sums[r * segs + i];
     return sum;
 }
 
@@ -231,14 +238,13 @@ __device__ __forceinline__ void qkv_phase(const Step& p, const Shared& s, int ph
         const float* bias = which == 0 ? l.q_bias : which == 1 ? l.k_bias : l.v_bias;
         u16* tap = tap16(p, phase, Q_PROJ + which);
         const int within = r - (which == 0 ? 0 : which == 1 ? QD : QD + KD);
-        const u16 y = narrow(row_sum<D_MODEL>(s, i) + (bias ? bias[within] : 0.0f));
+        const u16 y = narrow(row_sum(s, i, SEGS(D_MODEL)) + (bias ? bias[within] : 0.0f));
         p.qkv[r] = y;
         if (tap) tap[within] = y;
     }
 }
 
 // Adds a projection to the residual stream. Each row has one owner throughout.
-template <int WIDTH>
 __device__ __forceinline__ void residual_phase(const Step& p, const Shared& s, int phase, int kind) {
     const Layer& l = s.layers[phase / PHASES];
     const int lo = first_row(kind, blockIdx.x), n = first_row(kind, blockIdx.x + 1) - lo;
@@ -247,7 +253,7 @@ __device__ __forceinline__ void residual_phase(const Step& p, const Shared& s, i
     u16* outer = tap16(p, phase, kind == O_PROJ ? ATTN_RESID : OUT);
     for (int i = threadIdx.x; i < n; i += THREADS) {
         const int r = lo + i;
-        const u16 y = narrow(row_sum<WIDTH>(s, i) + (bias ? bias[r] : 0.0f));
+        const u16 y = narrow(row_sum(s, i, segs_of(kind)) + (bias ? bias[r] : 0.0f));
         const u16 x = narrow(wide(__ldcg(p.x + r)) + wide(y));
         p.x[r] = x;
         if (inner) inner[r] = y;
@@ -261,8 +267,8 @@ __device__ __forceinline__ void gate_up_phase(const Step& p, const Shared& s, in
     u16 *gates = tap16(p, phase, GATE), *ups = tap16(p, phase, UP), *acts = tap16(p, phase, MLP_ACT);
     for (int i = threadIdx.x; i < n; i += THREADS) {
         const int r = lo / 2 + i;
-        const u16 gate = narrow(row_sum<D_MODEL>(s, 2 * i) + (l.gate_bias ? l.gate_bias[r] : 0.0f));
-        const u16 up = narrow(row_sum<D_MODEL>(s, 2 * i + 1) + (l.up_bias ? l.up_bias[r] : 0.0f));
+        const u16 gate = narrow(row_sum(s, 2 * i, SEGS(D_MODEL)) + (l.gate_bias ? l.gate_bias[r] : 0.0f));
+        const u16 up = narrow(row_sum(s, 2 * i + 1, SEGS(D_MODEL)) + (l.up_bias ? l.up_bias[r] : 0.0f));
         const u16 act = narrow(activate(wide(gate)) * wide(up));
         p.act[r] = act;
         if (gates) gates[r] = gate;

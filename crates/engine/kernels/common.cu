@@ -12,6 +12,11 @@ typedef unsigned long long u64;
 #define GROUP (HEADS / KV_HEADS)
 #define QD (HEADS * HEAD_DIM)
 #define KD (KV_HEADS * HEAD_DIM)
+// A kernel of its own without taps: code that is not there costs nothing.
+#ifndef TAPS
+#define TAPS 1
+#endif
+
 #define NEG_INF __int_as_float(0xff800000)
 
 // A matrix, row by row. A row is cut into segments of SEG elements; each starts at a multiple of 16 bytes.
@@ -61,7 +66,9 @@ __device__ __forceinline__ float exp2_of(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-__device__ __forceinline__ float reciprocal_root(float x) { return 1.0f / sqrtf(x); }
+__device__ __forceinline__ float reciprocal_root(float x) { return rsqrtf(x); }
+// Good to two units in the last place, for divisors far from the ends of the range.
+__device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -70,7 +77,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 }
 
 #if ACTIVATION == 0
-__device__ __forceinline__ float activate(float x) { return x / (1.0f + expf(-x)); }
+__device__ __forceinline__ float activate(float x) { return quotient(x, 1.0f + __expf(-x)); }
 #else
 __device__ __forceinline__ float activate(float x) {
     return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));

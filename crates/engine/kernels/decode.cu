@@ -5,11 +5,11 @@ __device__ __forceinline__ bool better(float a, u32 i, float b, u32 j) { return 
 // Logits, and the token of the largest one: the first of several.
 __device__ __forceinline__ void head_phase(const Step& p, const Shared& s, int position) {
     const int lo = first_row(PHASES, blockIdx.x), n = first_row(PHASES, blockIdx.x + 1) - lo;
-    float* tap = p.taps ? (float*)p.taps[LAYERS * LAYER_TAPS + LOGITS] : 0;
+    float* tap = tap32(p, LAYERS * LAYER_TAPS + LOGITS);
     float value = NEG_INF;
     u32 token = 0xffffffffu;
     for (int i = threadIdx.x; i < n; i += THREADS) {
-        const float y = row_sum<D_MODEL>(s, i);
+        const float y = row_sum(s, i, SEGS(D_MODEL));
         p.logits[lo + i] = y;
         if (tap) tap[lo + i] = y;
         if (better(y, lo + i, value, token)) {
@@ -83,8 +83,10 @@ __device__ __forceinline__ void grid_barrier(u32* counter, u32 target) {
             if (seen >= target) break;
         }
 #else
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+        // Acquired once, at the end: an acquiring load would throw the cache away at every look.
+        do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
         while ((int)(seen - target) < 0);
+        asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
     }
     __syncthreads();
@@ -97,7 +99,8 @@ __device__ __forceinline__ void grid_barrier(u32* counter, u32 target) {
 extern "C" __global__ void __launch_bounds__(THREADS, PER_SM) decode(const __grid_constant__ Step p) {
     extern __shared__ __align__(128) u8 memory[];
     const Shared s = carve(memory);
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    // By a shuffle, so that the compiler knows all lanes to agree.
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
     for (int i = threadIdx.x; i < LAYERS * (int)sizeof(Layer) / 16; i += THREADS)
         ((uint4*)s.layers)[i] = ((const uint4*)p.layers)[i];
     Ring ring;
@@ -124,15 +127,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM) decode(const __gri
 #endif
     at.position = p.position >= 0 ? p.position : __ldcg(p.state);
     const int token = p.token >= 0 ? p.token : __ldcg(p.state + 1);
-    if (lane == 0) {
-        feed_start(ring.feed, p, warp);
-        for (int i = 0; i < SLOTS; i++) {
-            u64 from;
-            u32 bytes;
-            if (feed_next(ring.feed, p, at, s.layers, warp, from, bytes))
-                slot_fill(ring.slots + i * SLOT, ring.full + i * 8, from, bytes);
-        }
-    }
+    feed_start(ring.feed, p, warp, lane);
+#pragma unroll 1
+    for (int i = 0; i < SLOTS; i++)
+        feed_slot(ring.feed, p, at, s.layers, warp, lane, ring.slots + i * SLOT, ring.full + i * 8);
+    for (int i = threadIdx.x; i < HEAD_DIM; i += THREADS)
+        turns[i] = __ldg(p.rope + (long long)at.position * HEAD_DIM + i);
     __syncwarp();
 #if CHAINED
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -147,34 +147,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM) decode(const __gri
 #endif
     NormWeights norm;
     read_norm(p, s, p.first, norm);
+    __syncthreads();
     for (int phase = p.first; phase < p.last; phase++) {
-        switch (phase == HEAD_PHASE ? PHASES : phase % PHASES) {
-            case QKV:
-                norm_input(p, s, norm, tap16(p, phase, ATTN_NORM), phase == 0, token);
-                products<D_MODEL>(p, s, ring, at, phase, QKV, warp, lane);
-                qkv_phase(p, s, phase);
-                break;
-            case ATTENTION: attention_phase(p, s, ring, at, phase, warp, lane); break;
-            case O_PROJ:
-                copy_input(s, p.heads, QD);
-                products<QD>(p, s, ring, at, phase, O_PROJ, warp, lane);
-                residual_phase<QD>(p, s, phase, O_PROJ);
-                break;
-            case GATE_UP:
-                norm_input(p, s, norm, tap16(p, phase, MLP_NORM), false, 0);
-                products<D_MODEL>(p, s, ring, at, phase, GATE_UP, warp, lane);
-                gate_up_phase(p, s, phase);
-                break;
-            case DOWN:
-                copy_input(s, p.act, FFN);
-                products<FFN>(p, s, ring, at, phase, DOWN, warp, lane);
-                residual_phase<FFN>(p, s, phase, DOWN);
-                break;
-            default:
-                norm_input(p, s, norm, tap16_of_model(p, FINAL_NORM), false, 0);
-                products<D_MODEL>(p, s, ring, at, phase, PHASES, warp, lane);
-                head_phase(p, s, at.position);
-                break;
+        const int kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
+        if (kind == ATTENTION) {
+            attention_phase(p, s, ring, at, phase, warp, lane);
+        } else {
+            if (kind == O_PROJ || kind == DOWN) {
+                copy_input(s, kind == O_PROJ ? p.heads : p.act, width_of(kind));
+            } else {
+                u16* tap = kind == PHASES ? tap16_of_model(p, FINAL_NORM)
+                                          : tap16(p, phase, kind == QKV ? ATTN_NORM : MLP_NORM);
+                norm_input(p, s, norm, tap, phase == 0, token);
+            }
+            products(p, s, ring, at, phase, kind, warp, lane);
+            if (kind == QKV) qkv_phase(p, s, phase);
+            else if (kind == GATE_UP) gate_up_phase(p, s, phase);
+            else if (kind == PHASES) head_phase(p, s, at.position);
+            else residual_phase(p, s, phase, kind);
         }
         if (phase + 1 == p.last) break;
         read_norm(p, s, phase + 1, norm);

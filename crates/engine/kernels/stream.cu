@@ -137,53 +137,67 @@ extern "C" __global__ void schedule(const __grid_constant__ Step p, uint4* table
     starts[id * (HEAD_PHASE + 2) + HEAD_PHASE + 1] = at;
 }
 
-// A warp's place in its schedule; kept by the lane that fills slots.
+// A warp's place in its schedule. Entries are read 32 at a time, one a lane, long before they are needed.
 struct Feed {
-    const uint4 *at, *end;
-    uint4 entry;        // what `at` holds
+    u32 at, end, base;  // entries of the table
+    uint4 now, then;    // this lane's entry of the running 32 and of the next
+    u32 marks;          // which of the running 32 stand for attention
     u64 keys;           // of the running attention phase: the next slot's keys
     u64 plane;          // from keys to values, in bytes
-    int left, values;   // keys of this warp's first chunk to come counted from the end; whether values are next
+    int left, values;   // keys from the next slot's first one on; whether values are next
 };
 
-__device__ __forceinline__ void feed_start(Feed& f, const Step& p, int warp) {
-    const u32* starts = p.starts + (blockIdx.x * WARPS + warp) * (HEAD_PHASE + 2);
-    f.at = p.schedule + starts[p.first];
-    f.end = p.schedule + starts[p.last];
-    f.left = 0;
-    f.values = 0;
-    if (f.at < f.end) f.entry = __ldg(f.at);
+__device__ __forceinline__ uint4 feed_read(const Step& p, u32 first, u32 end, int lane) {
+    return first + lane < end ? __ldg(p.schedule + first + lane) : make_uint4(0, 0, 0, 0);
 }
 
-// The next slot of this warp: where its bytes are and how many.
-__device__ __forceinline__ bool feed_next(Feed& f, const Step& p, const Place& at, const Layer* layers, int warp,
-                                          u64& from, u32& bytes) {
+__device__ __forceinline__ void feed_start(Feed& f, const Step& p, int warp, int lane) {
+    const u32* starts = p.starts + (blockIdx.x * WARPS + warp) * (HEAD_PHASE + 2);
+    f.base = starts[p.first];
+    f.at = 0;
+    f.end = starts[p.last] - f.base;
+    f.left = 0;
+    f.values = 0;
+    f.now = feed_read(p, f.base, f.base + f.end, lane);
+    f.then = feed_read(p, f.base + 32, f.base + f.end, lane);
+    f.marks = __ballot_sync(0xffffffffu, f.now.z == 0);
+}
+
+// Fills a slot with what comes next; the lane that holds the entry does it. Nothing happens after the last entry.
+__device__ __forceinline__ void feed_slot(Feed& f, const Step& p, const Place& at, const Layer* layers, int warp,
+                                          int lane, u32 slot, u32 barrier) {
     for (;;) {
         if (f.left > 0) {
-            bytes = min(SLOT_KEYS, f.left) * HEAD_DIM * 2;
-            from = f.keys;
+            if (lane == 0)
+                slot_fill(slot, barrier, f.keys + (f.values ? f.plane : 0), min(SLOT_KEYS, f.left) * HEAD_DIM * 2);
             if (f.values) {
-                from += f.plane;
                 f.left -= SPLITS * WARPS * SLOT_KEYS;
                 f.keys += (u64)SPLITS * WARPS * SLOT_KEYS * HEAD_DIM * 2;
             }
             f.values ^= 1;
-            return true;
+            return;
         }
-        if (f.at >= f.end) return false;
-        const uint4 e = f.entry;
-        if (++f.at < f.end) f.entry = __ldg(f.at);
-        if (e.z) {
-            from = (u64)e.y << 32 | e.x;
-            bytes = e.z;
-            return true;
+        if (f.at >= f.end) return;
+        const int i = f.at & 31;
+        const bool weights = !(f.marks >> i & 1);
+        u32 layer = 0;
+        if (weights) {
+            if (lane == i) slot_fill(slot, barrier, (u64)f.now.y << 32 | f.now.x, f.now.z);
+        } else {
+            layer = __shfl_sync(0xffffffffu, f.now.x, i);
         }
+        if ((++f.at & 31) == 0) {
+            f.now = f.then;
+            f.then = feed_read(p, f.base + f.at + 32, f.base + f.end, lane);
+            f.marks = __ballot_sync(0xffffffffu, f.now.z == 0);
+        }
+        if (weights) return;
         if (!at.reads_keys) continue;
-        const int window = (int)layers[e.x].window;
+        const int window = (int)layers[layer].window;
         const int first = window && at.position >= window ? at.position - window + 1 : 0;
         const int key = (first / SLOT_KEYS + at.split * WARPS + warp) * SLOT_KEYS;
         f.left = at.position - key;
         f.plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
-        f.keys = (u64)p.cache + (2 * e.x * f.plane) + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
+        f.keys = (u64)p.cache + (2 * layer * f.plane) + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
     }
 }

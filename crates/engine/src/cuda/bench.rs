@@ -74,7 +74,7 @@ impl Engine {
         self.gpu.stream.begin_capture(mode).map_err(doing("recording a graph"))?;
         for phase in 0..self.phases() {
             let step = self.step_args(1, position, 0, phase, phase + 1);
-            self.gpu.launch(&kernels.decode, layout.shape(blocks, Kind::Chained), &[&step])?;
+            self.gpu.launch(&kernels.decode[0], layout.shape(blocks, Kind::Chained), &[&step])?;
         }
         self.replay(batches)
     }

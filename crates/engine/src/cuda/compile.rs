@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaModule};
 use cudarc::nvrtc::{Ptx, result, sys};
@@ -26,7 +27,8 @@ pub(super) type Defines = Vec<(&'static str, String)>;
 /// The kernels of one model.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    pub decode: CudaFunction,
+    /// With and without taps: what is recorded is written by the same code that runs without.
+    pub decode: [CudaFunction; 2],
     pub schedule: CudaFunction,
     pub embed_rows: CudaFunction,
     pub widen: CudaFunction,
@@ -48,10 +50,16 @@ impl Kernels {
         let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".into()];
         options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         let source = SOURCES.concat();
-        let module = module(gpu, &source, &options, &target)?;
-        let get = |name| module.load_function(name).map_err(doing("finding a kernel"));
+        let mut modules = vec![];
+        for taps in ["-DTAPS=0", "-DTAPS=1"] {
+            let options: Vec<String> = options.iter().cloned().chain([taps.to_string()]).collect();
+            modules.push(module(gpu, &source, &options, &target)?);
+        }
+        let find =
+            |module: &Arc<CudaModule>, name| module.load_function(name).map_err(doing("finding a kernel"));
+        let get = |name| find(&modules[1], name);
         Ok(Kernels {
-            decode: get("decode")?,
+            decode: [find(&modules[0], "decode")?, get("decode")?],
             schedule: get("schedule")?,
             embed_rows: get("embed_rows")?,
             widen: get("widen")?,
@@ -73,7 +81,7 @@ pub(super) fn module(
     source: &str,
     options: &[String],
     target: &str,
-) -> Result<std::sync::Arc<CudaModule>, Error> {
+) -> Result<Arc<CudaModule>, Error> {
     let kept = cache_file(source, options);
     if let Some(binary) = kept.as_ref().and_then(|file| std::fs::read(file).ok())
         && let Ok(module) = gpu.context.load_module(Ptx::from_binary(binary))

@@ -76,7 +76,7 @@ impl Layout {
             2 * tasks(plan.ffn, plan.hidden),
             tasks(plan.hidden, plan.ffn),
             tasks(plan.vocab, plan.hidden),
-            WARPS * plan.head_dim,
+            WARPS * plan.q_dim() / plan.kv_heads,
         ];
         let sum_bytes = (tasks.into_iter().max().unwrap_or(0) * 4).next_multiple_of(16);
         let group = plan.heads / plan.kv_heads;
@@ -86,7 +86,7 @@ impl Layout {
             + (group + 2) * plan.head_dim * 2
             + (32 + 2 * WARPS * group) * 4;
         // The kernel's own variables of this kind take a little as well.
-        let fits = room.saturating_sub(rest + 1024) / (WARPS * (SLOT + 8));
+        let fits = room.saturating_sub(rest + 4096) / (WARPS * (SLOT + 8));
         let slots = fits.min(most);
         if slots < 2 {
             let what = format!("its vectors leave no room in the GPU's {room} bytes of shared memory");

@@ -422,7 +422,8 @@ impl Engine {
         if self.broken {
             step.epoch = 0;
         }
-        self.gpu.launch(&self.kernels.decode, self.layout.shape(blocks, Kind::Cooperative), &[&step])?;
+        let kernel = &self.kernels.decode[usize::from(step.taps != 0)];
+        self.gpu.launch(kernel, self.layout.shape(blocks, Kind::Cooperative), &[&step])?;
         let passed = (step.last - step.first - 1) as u32 * blocks as u32;
         self.epoch = self.epoch.wrapping_add(passed);
         Ok(())
@@ -505,10 +506,11 @@ impl Engine {
 /// Raises the limit of shared memory to what the decode kernel takes.
 pub(super) fn allow_shared(kernels: &Kernels, layout: &Layout) -> Result<(), Error> {
     use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    kernels
-        .decode
-        .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, layout.total as i32)
-        .map_err(doing("reserving shared memory"))
+    let limit = layout.total as i32;
+    kernels.decode.iter().try_for_each(|f| {
+        f.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, limit)
+            .map_err(doing("reserving shared memory"))
+    })
 }
 
 impl State {

@@ -180,7 +180,11 @@ impl Plan {
             let (gate_op, gate) = take("gate_proj", &[h])?;
             let (up_op, up) = take("up_proj", &[h])?;
             let (op, act) = take("mlp_act", &[gate, up])?;
-            let this = kind!(op, GatedAct).activation;
+            let gated = kind!(op, GatedAct);
+            let this = gated.activation;
+            if gated.limit.is_some() || !matches!(this, Activation::Silu | Activation::GeluTanh) {
+                return Err(unsupported(format!("'{}' is an activation without a kernel", op.tap)));
+            }
             if *activation.get_or_insert(this) != this {
                 return Err(unsupported(format!("'{}' has an activation of its own", op.tap)));
             }

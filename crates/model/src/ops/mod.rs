@@ -176,6 +176,7 @@ impl OpKind {
     /// Whether the operation's weights are held in f32 whatever format activations are stored in.
     pub fn has_wide_weights(&self) -> bool {
         matches!(self, OpKind::WideNorm(_) | OpKind::HcWeights(_) | OpKind::Pool(_) | OpKind::SinkProbs(_))
+            || matches!(self, OpKind::TopK(_))
     }
 
     /// Whether, and how, the output is a choice. Choices are never rounded. They are compared before
