@@ -1,8 +1,19 @@
 //! A model on a GPU.
 
-use firstdiff_model::Model;
+use std::ops::Range;
+
+use firstdiff_checkpoint::Format;
+use firstdiff_model::ops::Activation;
+use firstdiff_model::{Model, Program};
 use firstdiff_trace::ArithmeticSpec;
 
+use crate::cuda::blas::Blas;
+use crate::cuda::compile::{Defines, Kernels};
+use crate::cuda::decode::{Layout, PHASES, SideBuffer, StepArgs, WARPS};
+use crate::cuda::device::{Argument, Buffer, Gpu, Kind, Shape, doing};
+use crate::cuda::plan::Plan;
+use crate::cuda::prefill::{Prompt, Rows};
+use crate::cuda::weights::{Storing, Weights};
 use crate::cuda::{Device, Error, Tap, Wanted};
 
 /// How to load a model.
@@ -40,10 +51,91 @@ pub struct Step {
     pub taps: Vec<Tap>,
 }
 
+/// What changes while tokens run.
+#[derive(Debug)]
+pub(super) struct State {
+    pub cache: Buffer,
+    pub rope: Buffer,
+    pub layers: Buffer,
+    pub x: Buffer,
+    pub qkv: Buffer,
+    pub heads: Buffer,
+    pub act: Buffer,
+    pub logits: Buffer,
+    pub partial: Buffer,
+    pub arrivals: Buffer,
+    pub best: Buffer,
+    pub barrier: Buffer,
+    pub state: Buffer,
+    pub chosen: Buffer,
+    /// What each warp reads, in order, and where phases begin in it.
+    pub schedule: Buffer,
+    pub starts: Buffer,
+    pub wide: Option<Buffer>,
+}
+
 /// A model on a GPU, with the cache of one sequence.
 #[derive(Debug)]
 pub struct Engine {
-    device: Device,
+    pub(super) gpu: Gpu,
+    pub(super) program: Program,
+    pub(super) plan: Plan,
+    pub(super) storing: Storing,
+    pub(super) kernels: Kernels,
+    pub(super) layout: Layout,
+    pub(super) weights: Weights,
+    pub(super) state: State,
+    blas: Blas,
+    rows: Option<Rows>,
+    pub(super) side: SideBuffer,
+    memory: Memory,
+    pub(super) context: usize,
+    position: usize,
+    pub(super) epoch: u32,
+    gguf: bool,
+    /// Barriers count from 0 in every launch: see `break_barrier`.
+    pub(super) broken: bool,
+}
+
+/// Cosines, then sines, of each position; `last` is the last position of the step that it belongs to.
+pub(super) fn angles(plan: &Plan, positions: Range<usize>, last: impl Fn(usize) -> usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(positions.len() * plan.head_dim);
+    let mut before: Option<(usize, Vec<f64>)> = None;
+    for position in positions {
+        let last = last(position);
+        let frequencies = match before.take() {
+            Some((at, f)) if at == last => f,
+            _ => plan.rope.frequencies.at(last as u32),
+        };
+        let turns = frequencies.iter().map(|f| (f * position as f64).sin_cos());
+        let (sines, cosines): (Vec<f64>, Vec<f64>) = turns.unzip();
+        out.extend(cosines.iter().chain(&sines).map(|x| (x * plan.rope.amplitude) as f32));
+        before = Some((last, frequencies));
+    }
+    out
+}
+
+/// Blocks of the decode kernel and what it is compiled for.
+pub(super) fn defines(plan: &Plan, storing: Storing, layout: &Layout, blocks: usize) -> Defines {
+    let number = |name, n: usize| (name, n.to_string());
+    vec![
+        number("D_MODEL", plan.hidden),
+        number("LAYERS", plan.layers.len()),
+        number("HEADS", plan.heads),
+        number("KV_HEADS", plan.kv_heads),
+        number("HEAD_DIM", plan.head_dim),
+        number("FFN", plan.ffn),
+        number("VOCAB", plan.vocab),
+        number("SEG", storing.segment),
+        ("FORMATS", storing.formats.to_string()),
+        number("BLOCKS", blocks),
+        number("SLOTS", layout.slots),
+        number("X_BYTES", layout.x_bytes),
+        number("SUM_BYTES", layout.sum_bytes),
+        ("NORM_EPS", format!("{:e}f", plan.eps)),
+        ("SCALE", format!("{:e}f", plan.scale)),
+        number("ACTIVATION", usize::from(plan.activation != Activation::Silu)),
+    ]
 }
 
 impl Engine {
@@ -52,50 +144,294 @@ impl Engine {
     /// # Errors
     /// When GPU, driver or a library is missing, when memory does not suffice, or when the model is none
     /// that this engine runs.
-    pub fn load(_model: &Model, options: &Options) -> Result<Engine, Error> {
-        Ok(Engine { device: Device::find(options.device)? })
+    pub fn load(model: &Model, options: &Options) -> Result<Engine, Error> {
+        let gpu = Gpu::open(options.device)?;
+        let plan = Plan::new(&model.program)?;
+        let (storing, _) = Storing::of(&model.checkpoint, &plan)?;
+        let memory = Engine::memory_needed(model, options)?;
+        let (free, _) = gpu.context.mem_get_info().map_err(doing("asking for free memory"))?;
+        let needed = memory.weights + memory.cache + memory.scratch;
+        if needed > free {
+            let mib = |n: usize| n >> 20;
+            return Err(Error::Memory {
+                name: gpu.device.name,
+                free: mib(free),
+                needed: mib(needed),
+                weights: mib(memory.weights),
+                cache: mib(memory.cache),
+                context: options.context,
+            });
+        }
+        let blocks = gpu.device.multiprocessors;
+        if plan.kv_heads > blocks {
+            let what = format!("{} key heads on a GPU of {blocks} multiprocessors", plan.kv_heads);
+            return Err(Error::Unsupported { what });
+        }
+        let layout = Layout::new(&plan, storing.segment, blocks, gpu.device.shared_memory, 8)?;
+        let mut defines = defines(&plan, storing, &layout, blocks);
+        defines.extend([("BARRIER_BUG", "0".into()), ("CHAINED", "0".into())]);
+        let kernels = Kernels::load(&gpu, &defines)?;
+        allow_shared(&kernels, &layout)?;
+        let blas = Blas::new(&gpu)?;
+        let weights = Weights::load(&gpu, &model.checkpoint, &plan, storing)?;
+        let most = Layout::schedule(&plan, storing.segment, blocks);
+        let state = State::new(&gpu, &plan, &weights, options.context, blocks, most)?;
+        let engine = Engine {
+            gpu,
+            program: model.program.clone(),
+            plan,
+            storing,
+            kernels,
+            layout,
+            weights,
+            state,
+            blas,
+            rows: None,
+            side: SideBuffer::default(),
+            memory,
+            context: options.context,
+            position: 0,
+            epoch: 0,
+            gguf: model.checkpoint.format() == Format::Gguf,
+            broken: false,
+        };
+        let step = engine.step_args(0, 0, 0, 0, 0);
+        let args: [&dyn Argument; 4] =
+            [&step, &engine.state.schedule.at, &engine.state.starts.at, &(most as i32)];
+        engine.gpu.launch(&engine.kernels.schedule, Shape::new(blocks as u32, WARPS as u32), &args)?;
+        engine.gpu.wait()?;
+        Ok(engine)
     }
 
-    /// Memory that loading `model` would take. Needs no GPU.
+    /// Memory that loading `model` takes. Needs no GPU.
     ///
     /// # Errors
     /// When the model is none that this engine runs.
-    pub fn memory_needed(_model: &Model, _options: &Options) -> Result<Memory, Error> {
-        Err(Error::NoDriver)
+    pub fn memory_needed(model: &Model, options: &Options) -> Result<Memory, Error> {
+        let plan = Plan::new(&model.program)?;
+        let (storing, weights) = Storing::of(&model.checkpoint, &plan)?;
+        let cache = plan.layers.len() * 2 * plan.kv_dim() * options.context * 2;
+        let widest = plan.layers.iter().flat_map(|l| l.linear.iter().map(|l| l.input * l.output)).max();
+        let wide = if storing.formats == 1 { 0 } else { widest.unwrap_or(0) * 2 };
+        let angles = options.context * plan.head_dim * 4;
+        Ok(Memory { weights, cache, scratch: (48 << 20) + wide + angles + plan.vocab * 4 })
     }
 
     /// The GPU in use.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.gpu.device
+    }
+
+    /// Memory taken.
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// How the engine rounds, for traces to declare.
     pub fn arithmetic(&self) -> ArithmeticSpec {
-        ArithmeticSpec::default()
+        let text = |s: &str| Some(s.to_string());
+        ArithmeticSpec {
+            weights: text(if self.gguf { "gguf" } else { "bf16" }),
+            activations: text("bf16"),
+            accumulate: text("f32"),
+            kv_cache: text("bf16"),
+            // Prompts are multiplied in bf16: weights of other formats are brought to it.
+            matmul_inputs: text(if self.storing.formats == 1 { "as-stored" } else { "bf16" }),
+            ..ArithmeticSpec::default()
+        }
     }
 
     /// Tokens in the cache.
     pub fn position(&self) -> usize {
-        0
+        self.position
     }
 
     /// Goes back to where `position` tokens were in the cache; 0 starts anew.
-    pub fn rewind(&mut self, _position: usize) {}
+    pub fn rewind(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        let wanted = self.position + tokens.len();
+        if wanted > self.context {
+            return Err(Error::Context { wanted, context: self.context });
+        }
+        let vocab = self.plan.vocab;
+        match tokens.iter().find(|&&t| t as usize >= vocab) {
+            Some(&token) => Err(Error::Token { token, vocab }),
+            None => Ok(()),
+        }
+    }
 
     /// Runs tokens through the model in one step, as a prompt.
     ///
     /// # Errors
     /// When a token is not the model's, the context is too short, or the GPU fails.
-    pub fn prefill(&mut self, _tokens: &[u32], _taps: &Wanted) -> Result<Step, Error> {
-        Err(Error::NoTokens)
+    pub fn prefill(&mut self, tokens: &[u32], wanted: &Wanted) -> Result<Step, Error> {
+        let mut taps = self.layers_of_prompt(tokens, wanted)?;
+        let last = self.position + tokens.len() - 1;
+        let head = self.plan.layers.len() as i32 * PHASES;
+        let model_only = |tap: &str| tap == "final_norm" || tap == "logits";
+        let table = self.side.prepare(&self.gpu, &self.program, &self.plan, wanted, last + 1, model_only)?;
+        let step = self.step_args(0, last, table, head, head + 1);
+        self.launch(step)?;
+        let best = self.finish(last)?;
+        taps.extend(self.side.collect(&self.gpu, &self.program, wanted, last + 1)?);
+        Ok(Step { best, taps })
+    }
+
+    /// The layers of a prompt, without waiting for them: what benchmarks time. The position stays.
+    pub(super) fn layers_of_prompt(&mut self, tokens: &[u32], wanted: &Wanted) -> Result<Vec<Tap>, Error> {
+        self.check(tokens)?;
+        if !self.rows.as_ref().is_some_and(|r| r.hold(tokens.len())) {
+            self.rows = None;
+            self.rows = Some(Rows::new(&self.gpu, &self.plan, tokens.len())?);
+        }
+        let mut prompt = self.prompt(self.position, tokens.len(), wanted)?;
+        prompt.load(tokens)?;
+        prompt.run()?;
+        let taps = prompt.taps;
+        let row = (self.plan.hidden * 2) as u64;
+        let from = self.rows.as_ref().map_or(0, |r| r.x.at) + (tokens.len() - 1) as u64 * row;
+        self.gpu.copy(from, self.state.x.at, row as usize)?;
+        Ok(taps)
+    }
+
+    /// A prompt's step of so many rows; there must be buffers for them.
+    fn prompt<'e>(&'e self, position: usize, count: usize, wanted: &'e Wanted) -> Result<Prompt<'e>, Error> {
+        let rows = self.rows.as_ref().filter(|r| r.hold(count)).ok_or(Error::NoTokens)?;
+        Ok(Prompt {
+            gpu: &self.gpu,
+            kernels: &self.kernels,
+            blas: &self.blas,
+            program: &self.program,
+            plan: &self.plan,
+            weights: &self.weights,
+            rows,
+            wide: self.state.wide.as_ref(),
+            cache: self.state.cache.at,
+            rope: self.state.rope.at,
+            context: self.context,
+            position,
+            count,
+            wanted,
+            taps: vec![],
+        })
+    }
+
+    /// One row by the kernels of prompts, to the logits in bf16.
+    pub(super) fn record_row(&self, position: usize, logits: u64) -> Result<(), Error> {
+        let none = Wanted::none();
+        let mut prompt = self.prompt(position, 1, &none)?;
+        prompt.run()?;
+        prompt.head(logits)
+    }
+
+    pub(super) fn products_of_prompt(&self, rows: usize) -> Result<(), Error> {
+        self.prompt(0, rows, &Wanted::none())?.products()
     }
 
     /// Runs one token through the model.
     ///
     /// # Errors
     /// As [`Engine::prefill`].
-    pub fn decode(&mut self, _token: u32, _taps: &Wanted) -> Result<Step, Error> {
-        Err(Error::NoTokens)
+    pub fn decode(&mut self, token: u32, wanted: &Wanted) -> Result<Step, Error> {
+        self.check(&[token])?;
+        let keys = self.position + 1;
+        let table = self.side.prepare(&self.gpu, &self.program, &self.plan, wanted, keys, |_| true)?;
+        self.tap_hidden_keys(wanted)?;
+        let all = self.phases();
+        let step = self.step_args(token as i32, self.position, table, 0, all);
+        self.launch(step)?;
+        let best = self.finish(self.position)?;
+        Ok(Step { best, taps: self.side.collect(&self.gpu, &self.program, wanted, keys)? })
+    }
+
+    /// Keys outside a window are not read, but they are in the cache: their taps are filled beforehand.
+    fn tap_hidden_keys(&self, wanted: &Wanted) -> Result<(), Error> {
+        let plane = (self.plan.kv_dim() * self.context * 2) as u64;
+        for (n, layer) in self.plan.layers.iter().enumerate() {
+            for (kind, tap) in ["k_cache", "v_cache"].into_iter().enumerate() {
+                let op = self.program.find(&format!("layers.{n}.{tap}"));
+                let Some(op) = op.filter(|op| layer.window.is_some() && wanted.has(op.0)) else { continue };
+                let Some(to) = self.side.address(op.0) else { continue };
+                let from = self.state.cache.at + (2 * n + kind) as u64 * plane;
+                self.gpu.launch(
+                    &self.kernels.cache_tap,
+                    Shape::elements(self.position * self.plan.kv_dim()),
+                    &[&from, &to, &(self.position as i32), &(self.context as i32)],
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Phases of a whole step.
+    pub(super) fn phases(&self) -> i32 {
+        self.plan.layers.len() as i32 * PHASES + 1
+    }
+
+    pub(super) fn step_args(
+        &self,
+        token: i32,
+        position: usize,
+        taps: u64,
+        first: i32,
+        last: i32,
+    ) -> StepArgs {
+        let s = &self.state;
+        StepArgs {
+            layers: s.layers.at,
+            embed: self.weights.embed,
+            head: self.weights.head,
+            final_norm: self.weights.final_norm,
+            rope: s.rope.at,
+            cache: s.cache.at,
+            x: s.x.at,
+            qkv: s.qkv.at,
+            heads: s.heads.at,
+            act: s.act.at,
+            logits: s.logits.at,
+            partial: s.partial.at,
+            arrivals: s.arrivals.at,
+            best: s.best.at,
+            barrier: s.barrier.at,
+            state: s.state.at,
+            chosen: s.chosen.at,
+            schedule: s.schedule.at,
+            starts: s.starts.at,
+            taps,
+            epoch: self.epoch,
+            context: self.context as i32,
+            token,
+            position: position as i32,
+            first,
+            last,
+        }
+    }
+
+    /// Starts the persistent kernel, and counts the barriers it will pass.
+    pub(super) fn launch(&mut self, mut step: StepArgs) -> Result<(), Error> {
+        let blocks = self.gpu.device.multiprocessors;
+        if self.broken {
+            step.epoch = 0;
+        }
+        let kernel = &self.kernels.decode[usize::from(step.taps != 0)];
+        self.gpu.launch(kernel, self.layout.shape(blocks, Kind::Cooperative), &[&step])?;
+        let passed = (step.last - step.first - 1) as u32 * blocks as u32;
+        self.epoch = self.epoch.wrapping_add(passed);
+        Ok(())
+    }
+
+    /// Waits for the step at `position` and gives the best token after it.
+    fn finish(&mut self, position: usize) -> Result<u32, Error> {
+        let mut best = [0u32];
+        self.gpu.read(self.state.chosen.at + 4 * position as u64, &mut best)?;
+        self.position = position + 1;
+        Ok(best[0])
     }
 
     /// The logits after the last row of the last step.
@@ -103,20 +439,108 @@ impl Engine {
     /// # Errors
     /// When the GPU fails.
     pub fn logits(&self) -> Result<Vec<f32>, Error> {
-        Err(Error::NoTokens)
+        let mut out = vec![0.0; self.plan.vocab];
+        self.gpu.read(self.state.logits.at, &mut out)?;
+        Ok(out)
     }
 
-    /// Greedy tokens from `first` on, without waiting for each: `first` is decoded, then the best token
-    /// each time, until `count` were made or `stop` says so of one.
+    /// A matrix as the kernels read it, row by row: for tests, beside what the checkpoint says.
+    ///
+    /// # Errors
+    /// When no operation multiplies by a matrix of this name, or the GPU fails.
+    pub fn matrix(&self, name: &str) -> Result<Vec<f32>, Error> {
+        let unknown = || Error::Unsupported { what: format!("no matrix of it is called '{name}'") };
+        let mat = self.weights.by_name.get(name).ok_or_else(unknown)?;
+        let shape = self.program.weights().get(name).map(|w| w.shape.clone()).unwrap_or_default();
+        let [rows, width] = shape[..] else { return Err(unknown()) };
+        let buffer = self.gpu.poisoned(rows * width * 4)?;
+        let shape = Shape::new(rows as u32, 128);
+        self.gpu.launch(&self.kernels.unpack, shape, &[mat, &(width as i32), &buffer.at])?;
+        let mut out = vec![0.0; rows * width];
+        self.gpu.read(buffer.at, &mut out)?;
+        Ok(out)
+    }
+
+    /// Greedy tokens from `first` on: `first` is decoded, then the best token each time, until `count`
+    /// were made or `stop` says so of one. The GPU runs ahead of `stop` by a few tokens.
     ///
     /// # Errors
     /// As [`Engine::prefill`].
     pub fn generate(
         &mut self,
-        _first: u32,
-        _count: usize,
-        _stop: &mut dyn FnMut(u32) -> bool,
+        first: u32,
+        count: usize,
+        stop: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Vec<u32>, Error> {
-        Err(Error::NoTokens)
+        self.check(&[first])?;
+        let room = self.context - self.position;
+        let count = count.min(room);
+        let mut made = Vec::with_capacity(count);
+        let all = self.phases();
+        while made.len() < count {
+            const AHEAD: usize = 16;
+            let batch = AHEAD.min(count - made.len());
+            for n in 0..batch {
+                // Only the first token is known here; the others stay on the GPU.
+                let token = if made.is_empty() && n == 0 { first as i32 } else { -1 };
+                let step = self.step_args(token, self.position + n, 0, 0, all);
+                self.launch(step)?;
+            }
+            let mut tokens = vec![0u32; batch];
+            self.gpu.read(self.state.chosen.at + 4 * self.position as u64, &mut tokens)?;
+            for token in tokens {
+                self.position += 1;
+                made.push(token);
+                if stop(token) {
+                    return Ok(made);
+                }
+            }
+        }
+        Ok(made)
+    }
+}
+
+/// Raises the limit of shared memory to what the decode kernel takes.
+pub(super) fn allow_shared(kernels: &Kernels, layout: &Layout) -> Result<(), Error> {
+    use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let limit = layout.total as i32;
+    kernels.decode.iter().try_for_each(|f| {
+        f.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, limit)
+            .map_err(doing("reserving shared memory"))
+    })
+}
+
+impl State {
+    fn new(
+        gpu: &Gpu,
+        plan: &Plan,
+        weights: &Weights,
+        context: usize,
+        blocks: usize,
+        most: usize,
+    ) -> Result<State, Error> {
+        let group = plan.heads / plan.kv_heads;
+        let splits = blocks / plan.kv_heads;
+        let widest = plan.layers.iter().flat_map(|l| l.linear.iter().map(|l| l.input * l.output)).max();
+        let quantised = weights.layers.iter().any(|l| l.mats.iter().any(|m| !m.is_bf16()));
+        Ok(State {
+            cache: gpu.poisoned(plan.layers.len() * 2 * plan.kv_dim() * context * 2)?,
+            rope: gpu.upload(&angles(plan, 0..context, |position| position))?,
+            layers: gpu.upload(&weights.layers)?,
+            x: gpu.poisoned(plan.hidden * 2)?,
+            qkv: gpu.poisoned((plan.q_dim() + 2 * plan.kv_dim()) * 2)?,
+            heads: gpu.poisoned(plan.q_dim() * 2)?,
+            act: gpu.poisoned(plan.ffn * 2)?,
+            logits: gpu.poisoned(plan.vocab * 4)?,
+            partial: gpu.poisoned(plan.kv_heads * splits * group * (plan.head_dim + 2) * 4)?,
+            arrivals: gpu.zeros((plan.kv_heads + 1) * 4)?,
+            best: gpu.poisoned(blocks * 8)?,
+            barrier: gpu.zeros(4)?,
+            state: gpu.zeros(8)?,
+            chosen: gpu.zeros(context * 4)?,
+            schedule: gpu.zeros(blocks * WARPS * most * 16)?,
+            starts: gpu.zeros(blocks * WARPS * (plan.layers.len() * PHASES as usize + 2) * 4)?,
+            wide: if quantised { Some(gpu.poisoned(widest.unwrap_or(0) * 2)?) } else { None },
+        })
     }
 }

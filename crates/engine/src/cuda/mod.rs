@@ -3,10 +3,17 @@
 //! Nothing of CUDA is needed to build this. What is needed to run it is looked for when an [`Engine`] is
 //! loaded, and an [`Error`] names what is missing.
 
+mod bench;
+mod blas;
+mod compile;
+mod decode;
 mod device;
 mod engine;
 mod error;
+mod plan;
+mod prefill;
 mod taps;
+mod weights;
 
 pub use device::Device;
 pub use engine::{Engine, Memory, Options, Step};

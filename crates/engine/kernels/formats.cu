@@ -1,0 +1,153 @@
+// Stored weights to numbers, eight at a time, by the same arithmetic as the checkpoint reader's.
+
+enum { BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K };
+#define HAS(format) ((FORMATS >> (format)) & 1)
+
+// Bytes of a segment with n elements.
+__device__ __forceinline__ u32 segment_bytes(u32 format, u32 n) {
+    u32 bytes = 0;
+    switch (format) {
+        case BF16: case F16: bytes = n * 2; break;
+        case F32: bytes = n * 4; break;
+        case Q4_0: bytes = n / 32 * 18; break;
+        case Q4_1: bytes = n / 32 * 20; break;
+        case Q5_0: bytes = n / 32 * 22; break;
+        case Q8_0: bytes = n / 32 * 34; break;
+        case Q4_K: bytes = n / 256 * 144; break;
+        case Q5_K: bytes = n / 256 * 176; break;
+        default: bytes = n / 256 * 210; break;
+    }
+    return (bytes + 15) & ~15u;
+}
+
+// A small whole number as float without a conversion instruction.
+__device__ __forceinline__ float small(u32 n) { return __uint_as_float(0x4b000000u | n) - 8388608.0f; }
+
+// Eight bytes at an even address.
+__device__ __forceinline__ uint2 bytes8(const u8* p) {
+    const u16* h = (const u16*)p;
+    return make_uint2(h[0] | (u32)h[1] << 16, h[2] | (u32)h[3] << 16);
+}
+__device__ __forceinline__ u32 byte_of(uint2 b, int i) { return ((i < 4 ? b.x : b.y) >> (8 * (i & 3))) & 255; }
+
+// Scale and minimum of group g of a Q4_K or Q5_K block.
+__device__ __forceinline__ void k_scale(const u8* s, int g, float& scale, float& minimum) {
+    u32 a, b;
+    if (g < 4) {
+        a = s[g] & 63;
+        b = s[g + 4] & 63;
+    } else {
+        a = (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+        b = (s[g + 4] >> 4) | (s[g] >> 6) << 4;
+    }
+    scale = small(a);
+    minimum = small(b);
+}
+
+// Elements e .. e + 8 of a segment; e is a multiple of 8.
+__device__ __forceinline__ void load8(u32 format, const u8* s, u32 e, float out[8]) {
+    const int r = e & 31;
+    if (HAS(BF16) && format == BF16) {
+        const uint4 w = *(const uint4*)(s + e * 2);
+        out[0] = low(w.x); out[1] = high(w.x); out[2] = low(w.y); out[3] = high(w.y);
+        out[4] = low(w.z); out[5] = high(w.z); out[6] = low(w.w); out[7] = high(w.w);
+        return;
+    }
+    if (HAS(F16) && format == F16) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = half_at(s + (e + i) * 2);
+        return;
+    }
+    if (HAS(F32) && format == F32) {
+        const float4 a = *(const float4*)(s + e * 4), b = *(const float4*)(s + e * 4 + 16);
+        out[0] = a.x; out[1] = a.y; out[2] = a.z; out[3] = a.w;
+        out[4] = b.x; out[5] = b.y; out[6] = b.z; out[7] = b.w;
+        return;
+    }
+    if (HAS(Q4_0) && format == Q4_0) {
+        const u8* b = s + (e >> 5) * 18;
+        const float d = half_at(b);
+        const uint2 q = bytes8(b + 2 + (r & 15));
+        const int shift = r >> 4 << 2;
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = d * (small(byte_of(q, i) >> shift & 15) - 8.0f);
+        return;
+    }
+    if (HAS(Q4_1) && format == Q4_1) {
+        const u8* b = s + (e >> 5) * 20;
+        const float d = half_at(b), m = half_at(b + 2);
+        const uint2 q = bytes8(b + 4 + (r & 15));
+        const int shift = r >> 4 << 2;
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = d * small(byte_of(q, i) >> shift & 15) + m;
+        return;
+    }
+    if (HAS(Q5_0) && format == Q5_0) {
+        const u8* b = s + (e >> 5) * 22;
+        const float d = half_at(b);
+        const u16* h = (const u16*)(b + 2);
+        const u32 fifth = (h[0] | (u32)h[1] << 16) >> r;
+        const uint2 q = bytes8(b + 6 + (r & 15));
+        const int shift = r >> 4 << 2;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out[i] = d * (small((byte_of(q, i) >> shift & 15) | (fifth >> i & 1) << 4) - 16.0f);
+        return;
+    }
+    if (HAS(Q8_0) && format == Q8_0) {
+        const u8* b = s + (e >> 5) * 34;
+        const float d = half_at(b);
+        uint2 q = bytes8(b + 2 + r);
+        q.x ^= 0x80808080u;
+        q.y ^= 0x80808080u;
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = d * (small(byte_of(q, i)) - 128.0f);
+        return;
+    }
+    if (HAS(Q4_K) && format == Q4_K) {
+        const u8* b = s + (e >> 8) * 144;
+        const int at = e & 255, g = at >> 5;
+        float scale, minimum;
+        k_scale(b + 4, g, scale, minimum);
+        scale *= half_at(b);
+        minimum *= half_at(b + 2);
+        const uint2 q = *(const uint2*)(b + 16 + 32 * (g >> 1) + r);
+        const int shift = (g & 1) * 4;
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = scale * small(byte_of(q, i) >> shift & 15) - minimum;
+        return;
+    }
+    if (HAS(Q5_K) && format == Q5_K) {
+        const u8* b = s + (e >> 8) * 176;
+        const int at = e & 255, g = at >> 5;
+        float scale, minimum;
+        k_scale(b + 4, g, scale, minimum);
+        scale *= half_at(b);
+        minimum *= half_at(b + 2);
+        const uint2 fifth = *(const uint2*)(b + 16 + r);
+        const uint2 q = *(const uint2*)(b + 48 + 32 * (g >> 1) + r);
+        const int shift = (g & 1) * 4;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out[i] = scale * small((byte_of(q, i) >> shift & 15) | (byte_of(fifth, i) >> g & 1) << 4) - minimum;
+        return;
+    }
+    if (HAS(Q6_K) && format == Q6_K) {
+        const u8* b = s + (e >> 8) * 210;
+        const int at = e & 255, h = at >> 7, within = at & 127, plane = within >> 5;
+        const float scale = half_at(b + 208) * (small(b[192 + 8 * h + (within >> 4)] ^ 128u) - 128.0f);
+        const uint2 q = bytes8(b + 64 * h + 32 * (plane & 1) + r);
+        const uint2 top = bytes8(b + 128 + 32 * h + r);
+        const int shift = plane >> 1 << 2;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out[i] = scale * (small((byte_of(q, i) >> shift & 15) | (byte_of(top, i) >> (2 * plane) & 3) << 4) - 32.0f);
+        return;
+    }
+}
+
+// Elements e .. e + 8 of a row.
+__device__ __forceinline__ void load8_of_row(const Mat& m, long long row, u32 e, float out[8]) {
+    const u8* s = (const u8*)m.at + row * m.stride + e / SEG * segment_bytes(m.format, SEG);
+    load8(m.format, s, e % SEG, out);
+}

@@ -1,0 +1,217 @@
+//! Weights on the GPU: in the format of the file, rows cut into segments that start at multiples of 16 bytes.
+
+use std::collections::HashMap;
+
+use firstdiff_checkpoint::{Checkpoint, Format, Storage, TensorInfo};
+use half::bf16;
+
+use crate::cuda::Error;
+use crate::cuda::device::{Buffer, Gpu, arguments};
+use crate::cuda::plan::Plan;
+
+/// Formats the kernels read, in the order of `kernels/formats.cu`.
+const FORMATS: [Storage; 10] = [
+    Storage::BF16,
+    Storage::F16,
+    Storage::F32,
+    Storage::Q4_0,
+    Storage::Q4_1,
+    Storage::Q5_0,
+    Storage::Q8_0,
+    Storage::Q4K,
+    Storage::Q5K,
+    Storage::Q6K,
+];
+
+/// A matrix as kernels take it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mat {
+    pub at: u64,
+    pub stride: u32,
+    pub format: u32,
+}
+
+impl Mat {
+    /// Whether the matrix is plain bf16, as tensor cores take it.
+    pub fn is_bf16(&self) -> bool {
+        self.format == 0
+    }
+}
+
+/// A layer as kernels take it; 0 where there is no such vector.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layer {
+    /// q, k, v, o, gate, up, down.
+    pub mats: [Mat; 7],
+    pub attn_norm: u64,
+    pub mlp_norm: u64,
+    pub q_norm: u64,
+    pub k_norm: u64,
+    /// As `mats`.
+    pub biases: [u64; 7],
+    /// Keys that a row sees; 0: all.
+    pub window: i64,
+}
+
+/// How matrices are stored: what kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Storing {
+    /// Bit n: some matrix has format n.
+    pub formats: u32,
+    /// Elements of a segment.
+    pub segment: usize,
+}
+
+/// Everything the kernels read and never write.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub layers: Vec<Layer>,
+    pub embed: Mat,
+    pub head: Mat,
+    pub final_norm: u64,
+    /// Every matrix by name.
+    pub by_name: HashMap<String, Mat>,
+    _buffers: Vec<Buffer>,
+}
+
+/// The format in which a matrix is kept: bf16 for folders, the file's own for GGUF.
+fn kept(checkpoint: &Checkpoint, t: &TensorInfo) -> Result<(usize, Storage), Error> {
+    let storage = match checkpoint.format() {
+        Format::SafeTensors if t.storage.is_float() => Storage::BF16,
+        _ => t.storage,
+    };
+    let known = FORMATS.iter().position(|f| *f == storage);
+    let format = known.ok_or_else(|| {
+        let names: Vec<&str> = FORMATS.iter().map(|f| f.name()).collect();
+        let what =
+            format!("'{}' is stored as {}; supported are {}", t.name, t.storage.name(), names.join(", "));
+        Error::Unsupported { what }
+    })?;
+    Ok((format, storage))
+}
+
+fn tensor<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c TensorInfo, Error> {
+    checkpoint.tensor(name).ok_or_else(|| Error::Unsupported { what: format!("it has no '{name}'") })
+}
+
+/// Bytes of one row, padding included.
+fn stride(storage: Storage, width: usize, segment: usize) -> usize {
+    let bytes = |n: usize| (n / storage.block_len() * storage.block_bytes()).next_multiple_of(16);
+    width / segment * bytes(segment) + bytes(width % segment)
+}
+
+impl Storing {
+    /// How the matrices of `plan` will be stored, and the bytes they take.
+    pub fn of(checkpoint: &Checkpoint, plan: &Plan) -> Result<(Storing, usize), Error> {
+        let mut names: Vec<&str> = vec![&plan.embed, &plan.head];
+        names.extend(plan.layers.iter().flat_map(|l| l.linear.iter().map(|l| l.weight.as_str())));
+        names.sort_unstable();
+        names.dedup();
+        let mut storing = Storing { formats: 0, segment: 1024 };
+        let mut sizes = vec![];
+        for name in names {
+            let t = tensor(checkpoint, name)?;
+            let (format, storage) = kept(checkpoint, t)?;
+            if t.row_len() % storage.block_len() != 0 {
+                return Err(Error::Unsupported { what: format!("rows of '{name}' are no whole blocks") });
+            }
+            storing.formats |= 1 << format;
+            sizes.push((storage, t.rows(), t.row_len()));
+        }
+        // A segment of f32 fills a slot of the ring with half as many elements.
+        if storing.formats & 1 << 2 != 0 {
+            storing.segment = 512;
+        }
+        let bytes = sizes.iter().map(|(s, rows, width)| rows * stride(*s, *width, storing.segment)).sum();
+        Ok((storing, bytes))
+    }
+}
+
+/// Uploads weights, each once.
+struct Uploader<'a> {
+    gpu: &'a Gpu,
+    checkpoint: &'a Checkpoint,
+    storing: Storing,
+    done: HashMap<String, Mat>,
+    buffers: Vec<Buffer>,
+}
+
+impl Uploader<'_> {
+    fn matrix(&mut self, name: &str) -> Result<Mat, Error> {
+        if let Some(mat) = self.done.get(name) {
+            return Ok(*mat);
+        }
+        let t = tensor(self.checkpoint, name)?;
+        let (format, storage) = kept(self.checkpoint, t)?;
+        let (rows, width, segment) = (t.rows(), t.row_len(), self.storing.segment);
+        let stride = stride(storage, width, segment);
+        let mut packed = vec![0u8; rows * stride];
+        let mut values = vec![0.0; width];
+        for (row, out) in packed.chunks_exact_mut(stride.max(1)).enumerate() {
+            if storage == t.storage {
+                let bytes = self.checkpoint.row_bytes(t, row).unwrap_or_default();
+                let whole = segment / storage.block_len() * storage.block_bytes();
+                for (from, to) in bytes.chunks(whole).zip(out.chunks_mut(whole.next_multiple_of(16))) {
+                    to[..from.len()].copy_from_slice(from);
+                }
+            } else {
+                self.checkpoint.read_rows(t, row..row + 1, &mut values)?;
+                for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(&values) {
+                    *out = bf16::from_f32(*x).to_le_bytes();
+                }
+            }
+        }
+        let buffer = self.gpu.upload(&packed)?;
+        let mat = Mat { at: buffer.at, stride: stride as u32, format: format as u32 };
+        self.buffers.push(buffer);
+        self.done.insert(name.to_string(), mat);
+        Ok(mat)
+    }
+
+    /// A vector in f32; in values of bf16 where the model's weights are brought to that.
+    fn vector(&mut self, name: &str) -> Result<u64, Error> {
+        let t = tensor(self.checkpoint, name)?;
+        let mut values = self.checkpoint.read(t)?;
+        if self.checkpoint.format() == Format::SafeTensors {
+            values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        }
+        let buffer = self.gpu.upload(&values)?;
+        let at = buffer.at;
+        self.buffers.push(buffer);
+        Ok(at)
+    }
+
+    fn optional(&mut self, name: Option<&String>) -> Result<u64, Error> {
+        name.map_or(Ok(0), |name| self.vector(name))
+    }
+}
+
+impl Weights {
+    pub fn load(gpu: &Gpu, checkpoint: &Checkpoint, plan: &Plan, storing: Storing) -> Result<Weights, Error> {
+        let mut up = Uploader { gpu, checkpoint, storing, done: HashMap::new(), buffers: vec![] };
+        let mut layers = Vec::with_capacity(plan.layers.len());
+        for l in &plan.layers {
+            let mut layer = Layer {
+                attn_norm: up.vector(&l.attn_norm)?,
+                mlp_norm: up.vector(&l.mlp_norm)?,
+                q_norm: up.optional(l.q_norm.as_ref())?,
+                k_norm: up.optional(l.k_norm.as_ref())?,
+                window: l.window.map_or(0, |w| w as i64),
+                ..Layer::default()
+            };
+            for (n, linear) in l.linear.iter().enumerate() {
+                layer.mats[n] = up.matrix(&linear.weight)?;
+                layer.biases[n] = up.optional(linear.bias.as_ref())?;
+            }
+            layers.push(layer);
+        }
+        let (embed, head) = (up.matrix(&plan.embed)?, up.matrix(&plan.head)?);
+        let final_norm = up.vector(&plan.final_norm)?;
+        gpu.wait()?;
+        Ok(Weights { layers, embed, head, final_norm, by_name: up.done, _buffers: up.buffers })
+    }
+}
+
+arguments!(Mat);
