@@ -97,7 +97,7 @@ impl Weight<'_> {
 
     /// Values rounded to the format that the engine holds weights in.
     pub fn loaded(&self, values: Vec<f32>) -> Vec<f32> {
-        self.weights.loaded(values)
+        self.weights.loaded(self.name, values)
     }
 
     /// Those of another weight of the same shape.
