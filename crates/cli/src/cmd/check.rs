@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
 use firstdiff_compare::{CheckOptions, Verdict, beside, check_with_evidence};
 use firstdiff_diagnose::diagnose;
-use firstdiff_model::Model;
+use firstdiff_model::{Model, Simulation};
 use firstdiff_reference::Arithmetic;
 use firstdiff_trace::Trace;
 
@@ -62,7 +62,7 @@ pub fn parse_arithmetic(name: &str) -> Result<Arithmetic, String> {
 pub fn run(c: &Check) -> Result<Exit> {
     c.resources.start_threads()?;
     let trace = Trace::open(&c.trace)?;
-    let model = load::model(&c.model)?;
+    let model = load::simulating(&c.model, simulation(c.arithmetic.as_ref(), &trace))?;
     if let Some(other) = &c.beside {
         return three_way(c, &trace, &Trace::open(other)?, &model);
     }
@@ -70,6 +70,16 @@ pub fn run(c: &Check) -> Result<Exit> {
         return export::run(&trace, &model, c.arithmetic.clone(), only, folder);
     }
     verdict(&trace, &model, c.arithmetic.clone(), c.format, &c.model)
+}
+
+/// What the engine simulates: by the arithmetic given, else by the trace. What is no name of a simulation is refused
+/// where the arithmetic is read.
+fn simulation(given: Option<&Arithmetic>, trace: &Trace) -> Option<Simulation> {
+    if let Some(arithmetic) = given {
+        return arithmetic.simulation;
+    }
+    let declared = trace.manifest.arithmetic.as_ref()?.other.get("simulates")?;
+    Simulation::from_name(declared.as_str()?)
 }
 
 /// Checks both traces and says which is the worse one. The exit code is that of the first trace.

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
-use firstdiff_model::{Model, Program};
+use firstdiff_model::{Model, Program, Simulation};
 use firstdiff_reference::{Computed, Executor, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Real, Tensor};
 use firstdiff_trace::{ArithmeticSpec, Manifest, ModelSpec, Producer, StepWriter, Writer, tap};
@@ -38,13 +38,21 @@ pub struct Trace {
     /// What to record: all, or names with * for any run of characters
     #[arg(long, default_value = "all", value_delimiter = ',', value_name = "GLOBS")]
     taps: Vec<String>,
+    /// What the reference does besides: deepseek, for DeepSeek-V4 as its own inference code runs it
+    #[arg(long, value_name = "NAME", value_parser = parse_simulation)]
+    simulate: Option<Simulation>,
     #[command(flatten)]
     resources: Resources,
 }
 
+/// A simulation by its name.
+fn parse_simulation(name: &str) -> Result<Simulation, String> {
+    Simulation::from_name(name).ok_or_else(|| "the only simulation is deepseek".to_string())
+}
+
 pub fn run(c: &Trace) -> Result<Exit> {
     c.resources.start_threads()?;
-    let model = load::model(&c.model)?;
+    let model = load::simulating(&c.model, c.simulate)?;
     let prompt = match (&c.tokens, &c.prompt) {
         (Some(tokens), _) => tokens.clone(),
         (None, Some(text)) => {
@@ -121,6 +129,10 @@ fn manifest(c: &Trace, model: &Model, format: Float) -> Manifest {
         accumulate: Some(format.name().into()),
         ..ArithmeticSpec::default()
     });
+    if let (Some(Simulation::DeepSeek), Some(arithmetic)) = (c.simulate, manifest.arithmetic.as_mut()) {
+        arithmetic.matmul_inputs = Some("as-stored".into());
+        arithmetic.other.insert("simulates".into(), "deepseek".into());
+    }
     manifest.prompt.clone_from(&c.prompt);
     manifest.stop_ids =
         Some(model.checkpoint.generation().stop_ids.keys().map(|&id| i64::from(id)).collect());
