@@ -8,6 +8,7 @@ mod cache;
 mod embed;
 mod entry_cache;
 mod experts;
+mod fake_quant;
 mod gated_act;
 mod grouped_linear;
 mod hc_collapse;
@@ -38,6 +39,7 @@ pub use cache::Cache;
 pub use embed::Embed;
 pub use entry_cache::EntryCache;
 pub use experts::{Expert, Experts, Slice};
+pub use fake_quant::{FakeFormat, FakeQuant};
 pub use gated_act::{Activation, GateLimit, GatedAct, Limit};
 pub use grouped_linear::GroupedLinear;
 pub use hc_collapse::HcCollapse;
@@ -138,6 +140,8 @@ op_kinds! {
     VisibleKeys => "visible_keys",
     /// Mask and softmax with a sink.
     SinkProbs => "attn_probs",
+    /// A short format and back.
+    FakeQuant => "fake_quant",
     /// Matrix products of groups of channels.
     GroupedLinear => "grouped_linear",
     /// What a router makes of its logits.
@@ -176,6 +180,7 @@ impl OpKind {
     /// Whether the operation's weights are held in f32 whatever format activations are stored in.
     pub fn has_wide_weights(&self) -> bool {
         matches!(self, OpKind::WideNorm(_) | OpKind::HcWeights(_) | OpKind::Pool(_) | OpKind::SinkProbs(_))
+            || matches!(self, OpKind::TopK(_))
     }
 
     /// Whether, and how, the output is a choice. Choices are never rounded. They are compared before

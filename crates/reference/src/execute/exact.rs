@@ -137,7 +137,8 @@ pub(super) fn pointwise<T: Real>(
                 router::weights(kernels::tail(first, rows), first.row_len(), choice, weights, rounding);
             shaped(op, rows, 0, data)
         }
-        OpKind::Streams(_)
+        OpKind::FakeQuant(_)
+        | OpKind::Streams(_)
         | OpKind::HcWeights(_)
         | OpKind::HcCollapse(_)
         | OpKind::HcExpand(_)

@@ -179,6 +179,9 @@ fn leaning<T: Real>(
         .collect()
 }
 
+/// Fewer elements than this do not make up for few lanes.
+const FEW: usize = 64;
+
 /// `mean over random lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
 fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]>, store: Float) -> Vec<f64> {
     let random = lanes.get(1..).unwrap_or_default();
@@ -192,7 +195,9 @@ fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]
             let z = t.data()[i].to_f64();
             (z - y) * (z - y) + store.rounding_variance(z)
         };
-        random.iter().map(lane).sum::<f64>() / random.len() as f64 + sums
+        // Of a handful of elements, one that rounds to nearest all the way may do what no random lane did.
+        let nearest = lanes.first().filter(|_| exact.len() < FEW).map_or(0.0, lane);
+        (random.iter().map(lane).sum::<f64>() / random.len() as f64).max(nearest) + sums
     };
     exact.data().par_iter().enumerate().with_min_len(1024).map(|(i, &y)| element(i, y)).collect()
 }
@@ -422,6 +427,10 @@ fn rounds_inside(kind: &OpKind) -> bool {
         || matches!(kind, OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_))
 }
 
+/// Elements of inputs up to which more lanes are executed, and how many.
+const SMALL: usize = 1024;
+const MANY: usize = 33;
+
 /// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
 fn pointwise_lanes<T: Real>(
     executor: &Executor,
@@ -437,8 +446,14 @@ fn pointwise_lanes<T: Real>(
     if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
         return Ok(vec![]);
     }
-    // Lanes that go no further only estimate a variance, from many elements each: fewer do.
-    let lanes = if recorded { executor.lanes.min(MEASURING) } else { executor.lanes };
+    // Lanes that go no further only estimate a variance, from many elements each: fewer do. Where elements are
+    // few, more lanes are needed, and cost little.
+    let small = !differ && inputs.values.iter().all(|v| v.exact.len() <= SMALL);
+    let lanes = match recorded {
+        false => executor.lanes,
+        true if small => MANY,
+        true => executor.lanes.min(MEASURING),
+    };
     (0..lanes)
         .into_par_iter()
         .map(|lane| {

@@ -16,7 +16,8 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: 
         None => (gate, up),
         Some(limit) => {
             let way = limit.gate;
-            let limit = T::from_f64(limit.at);
+            // A constant is itself rounded, once for all elements.
+            let limit = rounding.site(30).store(T::from_f64(limit.at), 0);
             let below = |x: &T| if *x > limit { limit } else { *x };
             let between = |x: &T| if *x < -limit { -limit } else { below(x) };
             cut_gate.extend(gate.iter().map(|x| match way {

@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod experts;
+mod fake_quant;
 mod gated_act;
 pub(crate) mod hyper;
 pub(crate) mod index_scores;
@@ -18,6 +19,7 @@ mod tail_rope;
 pub(crate) mod visible;
 mod wide_norm;
 
+pub(crate) use fake_quant::fake_quant;
 pub(crate) use gated_act::gated_act;
 pub(crate) use pool::pool;
 pub(crate) use rms_norm::rms_norm;
