@@ -1,6 +1,7 @@
 //! Model families. One file each: its defaults, and its forward pass from top to bottom.
 
 mod decoder;
+mod gemma3_text;
 mod llama;
 mod qwen2;
 mod qwen3;
@@ -22,4 +23,5 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY];
+pub const FAMILIES: &[Family] =
+    &[gemma3_text::FAMILY, llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY];

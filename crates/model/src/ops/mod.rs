@@ -13,6 +13,7 @@ mod rms_norm;
 mod rope;
 mod router_scores;
 mod router_weights;
+mod soft_cap;
 mod table_choice;
 mod top_k;
 
@@ -25,10 +26,11 @@ pub use embed::Embed;
 pub use experts::{Expert, Experts, Slice};
 pub use gated_act::{Activation, GatedAct};
 pub use linear::Linear;
-pub use rms_norm::RmsNorm;
+pub use rms_norm::{NormForm, RmsNorm};
 pub use rope::Rope;
 pub use router_scores::{RouterScores, Scoring};
 pub use router_weights::RouterWeights;
+pub use soft_cap::SoftCap;
 pub use table_choice::TableChoice;
 pub use top_k::TopK;
 
@@ -84,6 +86,8 @@ op_kinds! {
     Add => "add",
     /// Activation times gate.
     GatedAct => "gated_act",
+    /// Bounded by a hyperbolic tangent.
+    SoftCap => "soft_cap",
     /// What a router makes of its logits.
     RouterScores => "router_scores",
     /// The best of each token's candidates.

@@ -139,6 +139,8 @@ fn repeats(op: &Op) -> Repeats {
         OpKind::RmsNorm(_) => Repeats::Channels,
         OpKind::Rope(_) => Repeats::Heads,
         OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => Repeats::Digits,
+        OpKind::Embed(e) if e.scale != 1.0 => Repeats::Digits,
+        OpKind::SoftCap(_) => Repeats::Digits,
         _ => Repeats::Values,
     }
 }
@@ -381,7 +383,7 @@ fn pointwise_lanes<T: Real>(
 ) -> Result<Vec<Tensor<T>>, Error> {
     let rounds_inside =
         matches!(op.kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
-            || matches!(op.kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_));
+            || matches!(op.kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_) | OpKind::SoftCap(_));
     let differ = inputs.values.iter().any(|v| !v.lanes.is_empty());
     if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
         return Ok(vec![]);
