@@ -49,6 +49,7 @@ def rope(kind, key="rope_type", **settings):
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
 EXPERTS = {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "rope_theta": 1e6}
+GEMMA = {"num_hidden_layers": 7, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 6}
 MIXED = {"decoder_sparse_step": 2, "mlp_only_layers": [3]}
 WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
 
@@ -87,6 +88,10 @@ CONFIGS = [
     Tiny("qwen3_moe-mixed-v5", "qwen3_moe", {**EXPERTS, **MIXED, "num_experts_per_tok": 3}, style="v5", shards=2),
     Tiny("qwen3_moe-window", "qwen3_moe", {**EXPERTS, "use_sliding_window": True, "sliding_window": 5}),
     Tiny("qwen3_moe-fused-bf16", "qwen3_moe", {**EXPERTS, "norm_topk_prob": True}, stored=torch.bfloat16, fused=True),
+    Tiny("gemma3", "gemma3_text", GEMMA),
+    Tiny("gemma3-linear-v5", "gemma3_text", {**GEMMA, "rope_local_base_freq": 5e3, **rope("linear", factor=8.0)}, style="v5"),
+    Tiny("gemma3-caps", "gemma3_text", {**GEMMA, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}),
+    Tiny("gemma3-pattern-bf16", "gemma3_text", {**GEMMA, "sliding_window_pattern": 3, "tie_word_embeddings": False}, stored=torch.bfloat16),
     Tiny("qwen3-yarn-v5", "qwen3", {"head_dim": 16, "rope_theta": 1e6, **rope("yarn", **YARN)}, style="v5"),
 ]
 BY_NAME = {tiny.name: tiny for tiny in CONFIGS}
@@ -103,7 +108,7 @@ def randomise(model, seed):
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "norm" in name:
-                p.copy_(1 + 0.3 * draw(p))
+                p.copy_(("gemma" not in model.config.model_type) + 0.3 * draw(p))
             elif p.dim() == 1:
                 p.copy_(0.3 * draw(p))
             elif "embed_tokens" in name and not model.config.tie_word_embeddings:

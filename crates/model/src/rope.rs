@@ -56,6 +56,7 @@ pub(crate) struct RopeConfig {
 /// or all of it in `rope_parameters`. `rope_scaling` wins where both are given.
 pub(crate) fn read(
     s: &Settings,
+    usual_theta: f64,
     dim: usize,
     max_positions: usize,
     divisors: Option<&[f32]>,
@@ -77,7 +78,7 @@ pub(crate) fn read(
                 );
                 theta
             }
-            None => s.positive_or("rope_theta", 10_000.0, "as the family has it")?,
+            None => s.positive_or("rope_theta", usual_theta, "as the family has it")?,
         },
     };
     frequencies(&section, theta, dim, max_positions, divisors)

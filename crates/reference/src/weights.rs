@@ -153,6 +153,10 @@ impl<'m> Weights<'m> {
         let info = self.info(&slice.tensor)?;
         let width = info.row_len().max(1);
         let rows = slice.first..slice.first + slice.rows;
+        if let Some(values) = self.edited.get(&slice.tensor) {
+            let part = values.get(rows.start * width..rows.end * width).unwrap_or_default();
+            return Ok(Matrix { values: Cow::Owned(part.to_vec()), width, storage: info.storage });
+        }
         if self.round.is_none()
             && let Some(whole) = self.checkpoint.mapped_f32(info)
             && let Some(part) = whole.get(rows.start * width..rows.end * width)

@@ -44,6 +44,10 @@ pub(super) struct Habits {
     pub logit_cap: Option<f64>,
     /// Inner size of the MLP, where it is not read from the configuration.
     pub intermediate: Option<usize>,
+    /// Layers where the configuration does not say.
+    pub layers: Option<usize>,
+    /// The rotary base where the configuration does not say.
+    pub theta: f64,
 }
 
 impl Default for Habits {
@@ -57,6 +61,8 @@ impl Default for Habits {
             score_scale: None,
             logit_cap: None,
             intermediate: None,
+            layers: None,
+            theta: 10_000.0,
         }
     }
 }
@@ -106,7 +112,10 @@ impl<'c> Decoder<'c> {
         Shape { hidden, heads, kv_heads, head_dim, max_positions }: Shape,
         habits: Habits,
     ) -> Result<Decoder<'c>, Error> {
-        let layers = s.extent("num_hidden_layers")?;
+        let layers = match habits.layers {
+            Some(usual) => s.extent_or("num_hidden_layers", usual, "as the family has it")?,
+            None => s.extent("num_hidden_layers")?,
+        };
         if layers > checkpoint.tensors().count() {
             let reason = format!("is {layers}, more than the file has tensors; it is of another model");
             return Err(s.wrong("num_hidden_layers", reason));
@@ -155,7 +164,7 @@ impl<'c> Decoder<'c> {
             vocab,
             eps: s.positive_or("rms_norm_eps", habits.eps, "as the family has it")?,
             activation,
-            rope: rope::read(s, head_dim, max_positions, divisors.as_deref())?,
+            rope: rope::read(s, habits.theta, head_dim, max_positions, divisors.as_deref())?,
             head: output_weight(s, checkpoint, habits.tied)?,
             habits,
         })
@@ -248,6 +257,24 @@ impl<'c> Decoder<'c> {
             inner: m.inner,
         };
         self.builder.push("experts_out", experts, &[x, choice, weights])
+    }
+
+    /// A gated MLP beside the experts, that every token goes through.
+    pub fn shared_mlp(&mut self, x: Value, module: &str, inner: usize) -> Value {
+        let matrix = |m: &Decoder, part: &str, input: usize, output: usize| Linear {
+            weight: format!("{}{module}.{part}.weight", m.prefix),
+            bias: None,
+            input,
+            output,
+        };
+        let (gate, up) =
+            (matrix(self, "gate_proj", self.hidden, inner), matrix(self, "up_proj", self.hidden, inner));
+        let down = matrix(self, "down_proj", inner, self.hidden);
+        let gate = self.builder.push("shared_gate_proj", gate, &[x]);
+        let up = self.builder.push("shared_up_proj", up, &[x]);
+        let act = GatedAct { activation: self.activation, limit: None };
+        let act = self.builder.push("shared_act", act, &[gate, up]);
+        self.builder.push("shared_out", down, &[act])
     }
 
     /// An expert's matrices: a tensor each, stacked over the experts (GGUF), or gate and up stacked in one

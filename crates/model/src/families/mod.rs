@@ -3,6 +3,7 @@
 mod decoder;
 mod gemma3_text;
 mod llama;
+mod minimind;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
@@ -24,4 +25,4 @@ pub struct Family {
 
 /// Every family.
 pub const FAMILIES: &[Family] =
-    &[gemma3_text::FAMILY, llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY];
+    &[gemma3_text::FAMILY, llama::FAMILY, minimind::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY];

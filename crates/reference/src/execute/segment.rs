@@ -8,7 +8,7 @@ use std::sync::Arc;
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 
-use super::{Executor, Flight, Inputs, Noise, StepInput, noise};
+use super::{Choice, Executor, Flight, Inputs, Noise, StepInput, noise};
 use crate::error::Error;
 use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
 
@@ -79,6 +79,8 @@ pub struct Predicted<T> {
     pub exact: Tensor<T>,
     /// What rounding may do to it; only for targets, where the executor has an arithmetic.
     pub noise: Option<Noise<T>>,
+    /// What a choice was made from.
+    pub choice: Option<Choice>,
 }
 
 /// Operations and steps.
@@ -124,9 +126,9 @@ impl Executor<'_> {
                 }
             };
             for ((&step, (exact, spread)), wanted) in at.iter().zip(outputs).zip(wanted) {
-                let lanes = spread.lanes;
+                let noise::Spread { noise, lanes, choice } = spread;
                 if wanted || inner {
-                    predicted.push(Predicted { op: index, step, exact: exact.clone(), noise: spread.noise });
+                    predicted.push(Predicted { op: index, step, exact: exact.clone(), noise, choice });
                 }
                 if !recorded.has(index, step) {
                     flights.insert((index, step), Flight { exact: Arc::new(exact), lanes });
