@@ -3,6 +3,7 @@
 mod args;
 mod cmd;
 mod exit;
+mod export;
 mod load;
 mod out;
 mod progress;

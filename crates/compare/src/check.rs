@@ -56,6 +56,8 @@ pub struct Check {
     pub arithmetic: ArithmeticUse,
     /// What is wrong, in order of execution.
     pub findings: Vec<Finding>,
+    /// Parameters that the engine did not load, as its values show; known once causes were looked for.
+    pub unloaded: Vec<Unloaded>,
     /// The tokens chosen.
     pub tokens: Option<Tokens>,
     /// The tap nearest to being wrong, and how near: 1 is the threshold.
@@ -64,6 +66,19 @@ pub struct Check {
     pub ambiguous: Vec<Ambiguous>,
     /// What else a reader should know.
     pub notes: Vec<String>,
+}
+
+/// Parameters that hold one number in what the engine used, and do not in the file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unloaded {
+    /// Their names without layers: `k_proj.bias`.
+    pub parameters: Vec<String>,
+    /// The layers; empty for one outside them.
+    pub layers: Vec<usize>,
+    /// How many of the kind the model has.
+    pub of: usize,
+    /// The number: `zero` or `one`.
+    pub holds: &'static str,
 }
 
 /// How to check.
@@ -191,7 +206,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(doubt);
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
-    let check = Check { verdict, coverage, arithmetic: used, findings, tokens, closest, ambiguous, notes };
+    let check = Check { verdict, coverage, arithmetic: used, findings, unloaded: vec![], tokens, closest, ambiguous, notes };
     Ok((check, judged, alignment, steps, arithmetic))
 }
 

@@ -20,7 +20,7 @@ mod ulps;
 
 pub use arithmetic::ArithmeticUse;
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
-pub use check::{Check, CheckOptions, Coverage, Verdict, check, check_with_evidence};
+pub use check::{Check, CheckOptions, Coverage, Unloaded, Verdict, check, check_with_evidence};
 pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff};
 pub use error::Error;
 pub use evidence::Evidence;

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_causes;
 mod bench_verdicts;
+mod cases;
 mod demo;
 mod docs;
 mod models;
@@ -25,6 +26,8 @@ enum Command {
     Test(test::Test),
     /// Measure speed and memory side by side with transformers
     Bench(bench::Bench),
+    /// Write the cases again: a small trace for each hypothesis, from the torch engine
+    Cases(cases::Cases),
     /// Write the generated pages of docs/ again
     Docs,
     /// Make the demo's bundled files again, from a real transformers run
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Test(c) => test::run(&c),
         Command::Bench(c) => bench::run(&c),
+        Command::Cases(c) => cases::run(&c),
         Command::Docs => docs::run(),
         Command::Demo => demo::run(),
     }

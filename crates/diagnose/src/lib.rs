@@ -8,12 +8,15 @@
 
 mod edit;
 mod hypotheses;
+mod loading;
 mod rank;
 mod scene;
+mod screen;
 mod trial;
 
 pub use edit::{At, Edit, Weight};
 pub use hypotheses::{HYPOTHESES, Hypothesis, hypothesis};
+pub use loading::unloaded;
 pub use rank::{Options, diagnose};
 pub use scene::Scene;
 

@@ -8,7 +8,9 @@ use firstdiff_reference::Weights;
 use crate::Error;
 use crate::edit::Edit;
 use crate::hypotheses::HYPOTHESES;
+use crate::loading::unloaded;
 use crate::scene::Scene;
+use crate::screen::Screen;
 use crate::trial::{INSIDE, Places, Trial};
 
 /// How to diagnose.
@@ -18,18 +20,24 @@ pub struct Options {
     pub memory: usize,
     /// Random executions for the noise of inner values.
     pub lanes: usize,
+    /// Hypotheses that do not explain a finding, listed beside the cause: this many, the nearest first.
+    pub listed: usize,
 }
 
 /// How much worse everything else must be than the cause that is named.
-const MARGIN: f64 = 10.0;
+pub(crate) const MARGIN: f64 = 10.0;
 /// A residual counts as at least this: one correct rounding leaves about half a floor, and less is luck.
-const ROUNDING: f64 = 0.5;
+pub(crate) const ROUNDING: f64 = 0.5;
 /// A rival leaves less than this part of the error that the model itself leaves.
 const RIVAL: f64 = 0.9;
 /// A cause must explain at least this many times what it leaves.
 const LEAST: f64 = 2.0;
-/// Other hypotheses listed in a result.
-const LISTED: usize = 5;
+/// Residuals that differ by less than this part are one.
+const SAME: f64 = 1e-3;
+/// Elements of the largest weight that edits may replace: a copy of it takes four times as many bytes.
+const LARGEST: usize = 1 << 26;
+/// Beyond so many floors an edit is not measured exactly: ten times the margin.
+pub(crate) const FAR: f64 = 10.0 * MARGIN * INSIDE;
 
 /// Looks for the cause of every finding of `check`, in order of execution. A cause that also explains later
 /// findings takes them in.
@@ -40,13 +48,13 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
     if check.findings.is_empty() {
         return Ok(());
     }
-    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, options.memory);
-    let trial = Trial { evidence, weights, lanes: options.lanes };
+    check.unloaded = unloaded(check, evidence, options)?;
+    let trial = trial(evidence, options);
     let mut done = Vec::new();
     let mut rest: std::collections::VecDeque<Finding> = std::mem::take(&mut check.findings).into();
     while let Some(mut finding) = rest.pop_front() {
         let places: Places = evidence.covered(&finding).into_iter().collect();
-        let explained = explain(&trial, &finding, &places);
+        let explained = explain(&trial, &finding, &places, options.listed);
         if let Ok(Some((edit, explanation))) = &explained {
             finding.cause = explanation.cause.clone();
             finding.rejected = explanation.rejected.clone();
@@ -67,6 +75,12 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
     }
     check.findings = done;
     Ok(())
+}
+
+/// Where edits are tried.
+pub(crate) fn trial<'a>(evidence: &'a Evidence<'a>, options: Options) -> Trial<'a> {
+    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, options.memory);
+    Trial { evidence, weights, lanes: options.lanes, largest: LARGEST }
 }
 
 /// Takes in the later findings that the same edit explains.
@@ -129,6 +143,7 @@ fn explain(
     trial: &Trial,
     finding: &Finding,
     places: &Places,
+    listed: usize,
 ) -> Result<Option<(Option<Edit>, Explanation)>, Error> {
     let first = places
         .iter()
@@ -137,13 +152,17 @@ fn explain(
     let Some((op, step)) = first else { return Ok(None) };
     let Some(scene) = Scene::new(trial, finding, op, step)? else { return Ok(None) };
     let here = Places::from([(op, step)]);
-    let unedited = trial.residual(&Edit::new(""), &here, f64::INFINITY)?;
+    let screen = Screen::new(trial, &scene)?;
+    let unedited = screen.unedited;
     let mut tried = Vec::new();
     for (order, hypothesis) in HYPOTHESES.iter().enumerate() {
         for edit in (hypothesis.propose)(&scene) {
-            let residual = trial.residual(&edit, &here, f64::INFINITY)?;
+            let residual = match screen.estimate(&edit)? {
+                Some(estimate) => estimate,
+                None => trial.residual(&edit, &here, f64::INFINITY)?,
+            };
             // What changes nothing here is no hypothesis here.
-            if (residual - unedited).abs() > 1e-3 * unedited {
+            if (residual - unedited).abs() > SAME * unedited {
                 tried.push(Tried { order, edit, residual });
             }
         }
@@ -156,6 +175,11 @@ fn explain(
         if t.residual <= INSIDE { holding.push(t) } else { outside.push(t) }
     }
     holding.sort_by_key(|t| (t.edit.parameters, t.order));
+    let limit = MARGIN * holding.first().map_or(0.0, |t| t.residual.max(ROUNDING));
+    // What comes near at the first place may be far off at another one.
+    for t in outside.iter_mut().filter(|t| t.residual < limit && t.residual < RIVAL * unedited) {
+        t.residual = t.residual.max(trial.residual(&t.edit, places, limit)?);
+    }
     let mut best: BTreeMap<&str, Rejected> = BTreeMap::new();
     for t in &outside {
         let known = best.get(t.id()).is_some_and(|r| r.residual <= t.residual);
@@ -165,10 +189,10 @@ fn explain(
     }
     let mut rejected: Vec<Rejected> = best.into_values().collect();
     rejected.sort_by(|a, b| a.residual.total_cmp(&b.residual));
-    rejected.truncate(LISTED);
     // What leaves as much as the model itself explains nothing, and is no rival.
     let rival = |r: &&Rejected| r.residual < RIVAL * unedited;
     let next = rejected.iter().find(rival).map_or(f64::INFINITY, |r| r.residual);
+    rejected.truncate(listed);
     let mut holding = holding.into_iter();
     let Some(named) = holding.next() else {
         return Ok(Some((None, Explanation { cause: None, rejected })));
@@ -182,7 +206,7 @@ fn explain(
     let left = named.residual.max(ROUNDING);
     if next < MARGIN * left || unedited < LEAST * left {
         rejected.insert(0, named.listed());
-        rejected.truncate(LISTED);
+        rejected.truncate(listed);
         return Ok(Some((None, Explanation { cause: None, rejected })));
     }
     let separate = match equal.first() {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
 use firstdiff_model::Program;
-use firstdiff_reference::{Executor, Predicted, Weights};
+use firstdiff_reference::{Arithmetic, Executor, Predicted, Weights};
+use firstdiff_tensor::Tensor;
 
 use crate::Error;
 use crate::edit::{Applied, Edit, Weight};
@@ -18,6 +19,8 @@ pub(crate) struct Trial<'a> {
     pub evidence: &'a Evidence<'a>,
     pub weights: Weights<'a>,
     pub lanes: usize,
+    /// Elements of the largest weight that edits may replace.
+    pub largest: usize,
 }
 
 impl<'a> Trial<'a> {
@@ -29,6 +32,23 @@ impl<'a> Trial<'a> {
         places: &Places,
         inner: bool,
     ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        self.execute(edit, places, inner, Some(&self.evidence.arithmetic))
+    }
+
+    /// The exact value that `edit` predicts at one place: a fraction of the work of predicting what rounding
+    /// does to it as well.
+    pub fn exact(&self, edit: &Edit, place: (usize, usize)) -> Result<Option<Tensor<f64>>, Error> {
+        let predicted = self.execute(edit, &Places::from([place]), false, None)?;
+        Ok(predicted.and_then(|p| p.into_iter().next()).map(|p| p.exact))
+    }
+
+    fn execute(
+        &self,
+        edit: &Edit,
+        places: &Places,
+        inner: bool,
+        arithmetic: Option<&Arithmetic>,
+    ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
         let original = &self.evidence.model.program;
         let edited = edit.program.as_ref().map(|change| {
             let mut program: Program = original.clone();
@@ -39,8 +59,8 @@ impl<'a> Trial<'a> {
         let executor = Executor {
             program,
             weights: &self.weights,
-            arithmetic: Some(&self.evidence.arithmetic),
-            lanes: self.lanes,
+            arithmetic,
+            lanes: if arithmetic.is_some() { self.lanes } else { 0 },
             progress: None,
         };
         let ops: BTreeSet<usize> = executor.needed(places, self.evidence).iter().map(|p| p.0).collect();
@@ -49,6 +69,10 @@ impl<'a> Trial<'a> {
             for (name, shape) in program.ops[op].kind.weights() {
                 if self.weights.shape(name) != Some(shape.as_slice()) {
                     return Ok(None);
+                }
+                // A copy of a huge matrix, for which no edit is made that others do not stand for.
+                if shape.iter().product::<usize>() > self.largest {
+                    continue;
                 }
                 let weight = Weight { name, shape: &shape, weights: &self.weights };
                 if let Some(values) = edit.replaced(&weight) {

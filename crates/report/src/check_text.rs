@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Verdict};
+use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Unloaded, Verdict};
 
 use crate::number::{count, short};
 use crate::tokens_text::check_lines;
@@ -30,6 +30,9 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
             Some(f) => writeln!(out, "diverges: the first wrong operation is {} at {}", f.op, f.tap)?,
             None => writeln!(out, "diverges: another token was chosen than the values call for")?,
         },
+    }
+    for u in &check.unloaded {
+        line(out, "not loaded", &unloaded(u))?;
     }
     for (i, f) in check.findings.iter().enumerate() {
         writeln!(out)?;
@@ -69,6 +72,18 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
         line(out, "next", &next)?;
     }
     Ok(())
+}
+
+/// `k_proj.bias of all 24 layers is zero in what the engine used`.
+pub fn unloaded(u: &Unloaded) -> String {
+    let which = match u.layers.as_slice() {
+        [] => String::new(),
+        all if all.len() == u.of => format!(" of all {} layers", u.of),
+        [one] => format!(" of layer {one}"),
+        some => format!(" of layers {}", runs(some)),
+    };
+    let is = if u.parameters.len() > 1 { "are" } else { "is" };
+    format!("{}{which} {is} {} in what the engine used", u.parameters.join(", "), u.holds)
 }
 
 fn line(out: &mut String, label: &str, text: &str) -> std::fmt::Result {

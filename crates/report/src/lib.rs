@@ -11,7 +11,7 @@ mod number;
 mod tokens_text;
 
 pub use beside_text::beside_text;
-pub use check_text::check_text;
+pub use check_text::{check_text, unloaded};
 pub use diff_text::diff_text;
 pub use explain_text::{explain_list, hypotheses_page};
 pub use inspect_text::inspect_text;

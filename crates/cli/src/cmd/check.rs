@@ -10,6 +10,7 @@ use firstdiff_trace::Trace;
 
 use crate::args::{OutputFormat, Resources};
 use crate::exit::Exit;
+use crate::export::{self, Only};
 use crate::load;
 use crate::out;
 use crate::progress::Progress;
@@ -18,8 +19,10 @@ use crate::progress::Progress;
 /// narrow the estimate; eight already keep it within a factor of 1.6 for values of any size.
 pub const LANES: usize = 9;
 
-/// Bytes of dequantised weights kept while hypotheses are tried.
-const DIAGNOSIS_MEMORY: usize = 256 << 20;
+/// How causes are looked for: a few hypotheses are listed beside the one named, and weights are kept, because many
+/// hypotheses use the same ones in turn.
+pub const DIAGNOSIS: firstdiff_diagnose::Options =
+    firstdiff_diagnose::Options { memory: 256 << 20, lanes: LANES, listed: 5 };
 
 /// Hold an engine's trace against its model.
 ///
@@ -38,6 +41,12 @@ pub struct Check {
     /// A second trace of the same tokens: each is held against the model, and the worse one is named
     #[arg(long, value_name = "TRACE")]
     beside: Option<PathBuf>,
+    /// One operation in one step: writes what it read, its weights, and both its outputs to the folder of --export
+    #[arg(long, value_name = "STEP:TAP", requires = "export", conflicts_with = "beside")]
+    only: Option<Only>,
+    /// The folder for --only, absent or empty
+    #[arg(long, value_name = "DIR", requires = "only")]
+    export: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: OutputFormat,
@@ -56,6 +65,9 @@ pub fn run(c: &Check) -> Result<Exit> {
     let model = load::model(&c.model)?;
     if let Some(other) = &c.beside {
         return three_way(c, &trace, &Trace::open(other)?, &model);
+    }
+    if let (Some(only), Some(folder)) = (&c.only, &c.export) {
+        return export::run(&trace, &model, c.arithmetic.clone(), only, folder);
     }
     verdict(&trace, &model, c.arithmetic.clone(), c.format, &c.model)
 }
@@ -91,9 +103,7 @@ pub fn verdict(
     let (mut result, evidence) = check_with_evidence(trace, model, &options)
         .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     drop(progress);
-    // The same weights are used by many hypotheses in turn.
-    let options = firstdiff_diagnose::Options { memory: DIAGNOSIS_MEMORY, lanes: LANES };
-    diagnose(&mut result, &evidence, options).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
+    diagnose(&mut result, &evidence, DIAGNOSIS).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     match format {
         OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
         OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,

@@ -24,23 +24,54 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let mut edits = Vec::new();
     for &index in &scene.ops {
         let op = &scene.program().ops[index];
-        if !matches!(op.kind, OpKind::AttnHeads(_) | OpKind::Rope(_) | OpKind::AttnScores(_) | OpKind::AttnProbs(_)) {
-            continue;
-        }
-        let name = short(op).to_string();
-        let detail = format!("the first two axes of {name} are exchanged between writing and reading");
-        edits.push(Edit::new(detail.clone()).output({
-            let name = name.clone();
-            move |at, _, value| {
-                (at.tap() == name).then_some(())?;
-                Tensor::new(value.shape().to_vec(), value.permute(&[1, 0, 2]).into_data()).ok()
+        let name = short(op);
+        if matches!(
+            op.kind,
+            OpKind::AttnHeads(_) | OpKind::Rope(_) | OpKind::AttnScores(_) | OpKind::AttnProbs(_)
+        ) {
+            let detail = format!("the first two axes of {name} are exchanged between writing and reading");
+            for exchange in [written, read] {
+                let name = name.to_string();
+                edits.push(
+                    Edit::new(detail.clone())
+                        .output(move |at, _, value| (at.tap() == name).then(|| exchange(value)).flatten()),
+                );
             }
-        }));
-        edits.push(Edit::new(detail).output(move |at, _, value| {
-            (at.tap() == name).then_some(())?;
-            let &[a, b, c] = value.shape() else { return None };
-            Some(Tensor::new([b, a, c], value.data().to_vec()).ok()?.permute(&[1, 0, 2]))
-        }));
+        }
+        edits.extend(inputs_exchanged(scene, index));
     }
     edits
+}
+
+/// What an operation of attention reads from recorded values, with its first two axes exchanged.
+pub(super) fn inputs_exchanged(scene: &Scene, index: usize) -> Vec<Edit> {
+    let op = &scene.program().ops[index];
+    let attention = matches!(op.kind, OpKind::AttnHeads(_) | OpKind::AttnScores(_) | OpKind::AttnProbs(_));
+    if !attention && short(op) != "attn_out" {
+        return vec![];
+    }
+    let mut edits = Vec::new();
+    for (number, from) in op.inputs.iter().enumerate().filter(|(_, from)| !scene.ops.contains(&from.0)) {
+        let from = short(&scene.program().ops[from.0]);
+        for exchange in [written, read] {
+            let name = short(op).to_string();
+            let detail = format!("the first two axes of {from} are exchanged when {name} reads it");
+            edits.push(Edit::new(detail).input(move |at, n, value| {
+                (at.tap() == name && n == number).then(|| exchange(value)).flatten()
+            }));
+        }
+    }
+    edits
+}
+
+/// Written in the other order, read in this one.
+fn written(value: &Tensor<f64>) -> Option<Tensor<f64>> {
+    let &[_, _, _] = value.shape() else { return None };
+    Tensor::new(value.shape().to_vec(), value.permute(&[1, 0, 2]).into_data()).ok()
+}
+
+/// Written in this order, read in the other one.
+fn read(value: &Tensor<f64>) -> Option<Tensor<f64>> {
+    let &[a, b, c] = value.shape() else { return None };
+    Some(Tensor::new([b, a, c], value.data().to_vec()).ok()?.permute(&[1, 0, 2]))
 }

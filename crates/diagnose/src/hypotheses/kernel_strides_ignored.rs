@@ -29,6 +29,10 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         let tap = short(op).to_string();
         match &op.kind {
             OpKind::Linear(_) => {
+                if tap == "attn_out" {
+                    // A view of heads before tokens is also the order of axes that another kernel wrote.
+                    edits.extend(heads_read(scene));
+                }
                 let same = scene.program().ops.iter().filter(|o| short(o) == tap);
                 let weights: Vec<String> = same
                     .filter_map(|op| match &op.kind {
@@ -59,4 +63,25 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         }
     }
     edits
+}
+
+/// The output projection reads heads that lie in another order.
+fn heads_read(scene: &Scene) -> Vec<Edit> {
+    let exchange = |t: &Tensor<f64>, written: bool| {
+        let &[a, b, c] = t.shape() else { return None };
+        match written {
+            true => Tensor::new([a, b, c], t.permute(&[1, 0, 2]).into_data()).ok(),
+            false => Some(Tensor::new([b, a, c], t.data().to_vec()).ok()?.permute(&[1, 0, 2])),
+        }
+    };
+    if scene.find_tap("attn_out").is_none() {
+        return vec![];
+    }
+    [(true, "[H, T, D] in memory and are read as [T, H, D]"), (false, "[T, H, D] in memory and are read as [H, T, D]")]
+        .map(|(written, how)| {
+            Edit::new(format!("attention's heads lie {how}")).input(move |at, number, x| {
+                (at.tap() == "attn_out" && number == 0).then(|| exchange(x, written)).flatten()
+            })
+        })
+        .into()
 }

@@ -1,0 +1,84 @@
+//! Which edits are worth measuring: most are far off, and their exact value alone says so.
+
+use firstdiff_compare::MAX_RATIO;
+use firstdiff_model::OpKind;
+
+use crate::Error;
+use crate::edit::Edit;
+use crate::rank::FAR;
+use crate::scene::Scene;
+use crate::trial::{INSIDE, Places, Trial};
+
+/// What the model itself leaves at the first place of a finding.
+pub(crate) struct Screen<'a> {
+    trial: &'a Trial<'a>,
+    scene: &'a Scene<'a>,
+    /// Its residual, measured.
+    pub unedited: f64,
+    /// Its squared error; none where elements are not finite, or nothing rounds.
+    error: Option<f64>,
+    /// Error in noise floors of the whole value.
+    ratio: f64,
+    /// Squared size of the model's value.
+    size: f64,
+}
+
+impl<'a> Screen<'a> {
+    pub fn new(trial: &'a Trial<'a>, scene: &'a Scene<'a>) -> Result<Screen<'a>, Error> {
+        let places = Places::from([(scene.op, scene.step)]);
+        let unedited = trial.residual(&Edit::new(""), &places, f64::INFINITY)?;
+        let mut screen = Screen { trial, scene, unedited, error: None, ratio: 0.0, size: 0.0 };
+        let predicted = trial.predict(&Edit::new(""), &places, false)?;
+        let Some(predicted) = predicted.and_then(|p| p.into_iter().next()) else { return Ok(screen) };
+        let (Some(error), Some(noise)) = (screen.squared_error(predicted.exact.data()), &predicted.noise)
+        else {
+            return Ok(screen);
+        };
+        // Engines mask scores with large numbers, which count as right and would drown the rest.
+        if matches!(trial.evidence.model.program.ops[scene.op].kind, OpKind::AttnScores(_)) {
+            return Ok(screen);
+        }
+        let variance: f64 = noise.variance.iter().sum();
+        screen.size = squared(predicted.exact.data());
+        if variance > 0.0 && error > 0.0 {
+            screen.ratio = (error / variance).sqrt();
+            screen.error = Some(error);
+        }
+        Ok(screen)
+    }
+
+    /// The residual of an edit that leaves more error than the model itself, or far more than rounding;
+    /// `None` where only measuring tells.
+    pub fn estimate(&self, edit: &Edit) -> Result<Option<f64>, Error> {
+        let Some(error) = self.error else { return Ok(None) };
+        let Some(exact) = self.trial.exact(edit, (self.scene.op, self.scene.step))? else {
+            return Ok(Some(MAX_RATIO));
+        };
+        let Some(left) = self.squared_error(exact.data()) else { return Ok(Some(MAX_RATIO)) };
+        if left == error {
+            return Ok(Some(self.unedited));
+        }
+        let times = (left / error).sqrt();
+        // A wrong part may be lost in the rounding of the whole.
+        if times >= 1.0 && self.ratio > INSIDE {
+            return Ok(Some((self.unedited * times).min(MAX_RATIO)));
+        }
+        // Larger values round more.
+        let grown = (squared(exact.data()) / self.size.max(f64::MIN_POSITIVE)).sqrt().max(1.0);
+        let floors = self.ratio * times / grown;
+        Ok((floors > FAR).then(|| (self.unedited * times).max(FAR)))
+    }
+
+    /// Squared distance from the engine's value; none where shapes differ or an element is not finite.
+    fn squared_error(&self, exact: &[f64]) -> Option<f64> {
+        let engine = self.scene.engine.data();
+        // Engines may record the last rows only.
+        let exact = exact.get(exact.len().checked_sub(engine.len())?..)?;
+        let sum: f64 = engine.iter().zip(exact).map(|(a, b)| (a - b) * (a - b)).sum();
+        sum.is_finite().then_some(sum)
+    }
+}
+
+fn squared(values: &[f64]) -> f64 {
+    values.iter().map(|x| x * x).sum()
+}
