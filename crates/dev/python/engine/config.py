@@ -42,8 +42,10 @@ class Config:
 def read(folder):
     raw = json.loads((Path(folder) / "config.json").read_text())
     family = raw["model_type"]
-    if family not in ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"):
-        raise ValueError(f"{folder}: this engine runs llama, qwen2, qwen3, qwen3_moe and gemma3_text, not {family}")
+    if family not in ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "minimind"):
+        raise ValueError(f"{folder}: this engine does not run {family}")
+    if family == "minimind":
+        raw = _minimind(raw)
     gemma = family == "gemma3_text"
     heads, hidden, layers = raw["num_attention_heads"], raw["hidden_size"], raw["num_hidden_layers"]
     rope = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
@@ -70,12 +72,18 @@ def read(folder):
         head_norms=family in ("qwen3", "qwen3_moe", "gemma3_text"),
         windows=tuple(_windows(raw, family, layers)),
         act=raw.get("hidden_activation", "gelu_pytorch_tanh") if gemma else raw.get("hidden_act", "silu"),
-        moe=_moe(raw, layers) if family == "qwen3_moe" else None,
+        moe=_moe(raw, layers) if family in ("qwen3_moe", "minimind") else None,
         gemma=gemma,
         score_scale=raw.get("query_pre_attn_scalar", 256) ** -0.5 if gemma else None,
         local_theta=raw.get("rope_local_base_freq", 1e4) if gemma else None,
         logit_cap=raw.get("final_logit_softcapping") if gemma else None,
     )
+
+
+def _minimind(raw):
+    """The second generation's defaults, said."""
+    return {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": True, "decoder_sparse_step": 1,
+            "norm_topk_prob": True, "num_experts": raw["n_routed_experts"], "num_experts_per_tok": 2, **raw}  # fmt: skip
 
 
 def _moe(raw, layers):
@@ -84,6 +92,7 @@ def _moe(raw, layers):
         "experts": raw.get("num_experts", raw.get("num_local_experts")),
         "chosen": raw["num_experts_per_tok"],
         "normalise": raw.get("norm_topk_prob", False),
+        "shared": "n_routed_experts" in raw,
         "layers": [n for n in range(layers) if n not in dense and (n + 1) % step == 0],
     }
 

@@ -1,4 +1,4 @@
-"""The forward pass of llama, qwen2, qwen3, qwen3_moe and gemma3_text, one sequence at a time, with every operation a method.
+"""The forward pass of llama, qwen2, qwen3, qwen3_moe, gemma3_text and MiniMind-2, one sequence at a time, with every operation a method.
 
 The methods in `OPERATIONS` are what a fault may replace (see `fault.py`). They call one another through `self`, so a
 replaced one is used everywhere. Values are torch tensors in the arithmetic's storage format; every operation computes in
@@ -17,7 +17,7 @@ OPERATIONS = (
     "rms_norm", "norm_eps", "norm_formula", "linear", "product", "project_qkv", "split_heads", "head_norm",
     "rotate_all", "frequencies", "cos_sin", "rotate", "slots", "cache_write", "cache_read", "attention", "kv_head_of",
     "attention_scale", "scores", "visible", "softmax", "weigh_values", "add", "activation", "gated", "at",
-    "embed_scale", "post_norm", "router_scores", "choose", "router_weights", "expert", "weigh_expert", "logits",
+    "embed_scale", "post_norm", "router_scores", "choose", "router_weights", "expert", "weigh_expert", "with_shared", "logits",
 )  # fmt: skip
 
 
@@ -126,7 +126,17 @@ class Engine:
             for row, place in (chosen == number).nonzero().tolist():
                 y = self.weigh_expert(self.expert(h[row : row + 1], number), weights[row, place])
                 total[row : row + 1] = self.store(total[row : row + 1].float() + y.float())
-        return self.at("experts_out", total)
+        total = self.at("experts_out", total)
+        return self.at("mlp_out", self.with_shared(total, self.shared(h))) if self.config.moe["shared"] else total
+
+    def shared(self, h):
+        """The expert that every token goes through."""
+        gate = self.at("shared_gate_proj", self.linear(h, "shared_gate_proj"))
+        up = self.at("shared_up_proj", self.linear(h, "shared_up_proj"))
+        return self.at("shared_out", self.linear(self.at("shared_act", self.gated(gate, up)), "shared_down_proj"))
+
+    def with_shared(self, chosen, shared):
+        return self.store(chosen.float() + shared.float())
 
     def router_scores(self, logits):
         """In float32, whatever results are stored in."""

@@ -73,6 +73,8 @@ class Folder:
             return f"{ENDS[module]}.{part}"
         # `router`, or `expert-3-up_proj`
         other = "mlp.gate" if module == "router" else "mlp.experts." + module.removeprefix("expert-").replace("-", ".")
+        if module.startswith("shared_"):
+            other = "mlp.shared_experts.0." + module.removeprefix("shared_")
         return f"model.layers.{layer}.{self.names.get(module, other)}.{part}"
 
     def has(self, name):

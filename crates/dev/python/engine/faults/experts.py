@@ -86,3 +86,12 @@ class OneTooFew(_Mixture):
         chosen = right(scores)
         chosen[:, -1] = scores.argmin(-1)
         return chosen
+
+
+class SharedDropped(_Mixture):
+    id = "moe-shared-expert-dropped"
+    model, first = "minimind-2-moe", ("mlp_out",)
+    wrong = "the shared expert's output is not added"
+
+    def with_shared(self, engine, right, chosen, shared):
+        return chosen

@@ -86,3 +86,23 @@ class CapFormula(_Gemma):
     def logits(self, engine, right, x):
         engine.at("logits_raw", x)
         return engine.store(x.float() * torch.tanh(x.float() / engine.config.logit_cap))
+
+
+class ScaleRounded(_Gemma):
+    id = "embed-scale-rounding"
+    model, first, layers = "gemma3-80", ("embed",), ()
+    arithmetics = ("f32", "f16")
+    wrong = "the root of 80 is rounded to bf16, whatever the weights are held in"
+
+    def embed_scale(self, engine, right):
+        return torch.tensor(engine.config.hidden**0.5).bfloat16().float()
+
+
+class Capped(_Gemma):
+    id = "final-softcap-extra"
+    model, first, layers = "llama", ("logits",), ()
+    arithmetics = ("f32",)
+    wrong = "logits are capped at 30"
+
+    def logits(self, engine, right, x):
+        return engine.store(30 * torch.tanh(x.float() / 30))
