@@ -11,7 +11,7 @@ CHANGES = [
     ("qwen3_moe", {"model_type": "qwen9_moe"}, ("qwen9_moe", "qwen3_moe", "gemma3_text")),
     ("qwen3_moe", {"scoring_func": "sigmoid"}, ("scoring_func", "sigmoid", "softmax")),
     ("qwen3_moe", {"num_experts_per_tok": 7}, ("num_experts_per_tok", "6 experts")),
-    ("qwen3_moe", {"num_experts": 7}, ("mlp.gate.weight", "[6, 64]", "[7, 64]")),
+    ("qwen3_moe", {"num_experts": 7}, ("experts.6.down_proj.weight", "missing")),
     ("qwen3_moe", {"mlp_only_layers": "all"}, ("mlp_only_layers",)),
     ("gemma3", {"layer_types": ["chunked_attention"] * 7}, ("layer_types", "chunked_attention", "sliding_attention")),
     ("gemma3", {"use_bidirectional_attention": True}, ("use_bidirectional_attention",)),
