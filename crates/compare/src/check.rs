@@ -206,7 +206,17 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(doubt);
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
-    let check = Check { verdict, coverage, arithmetic: used, findings, unloaded: vec![], tokens, closest, ambiguous, notes };
+    let check = Check {
+        verdict,
+        coverage,
+        arithmetic: used,
+        findings,
+        unloaded: vec![],
+        tokens,
+        closest,
+        ambiguous,
+        notes,
+    };
     Ok((check, judged, alignment, steps, arithmetic))
 }
 
