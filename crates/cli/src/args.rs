@@ -28,9 +28,9 @@ pub enum Command {
     Diff(cmd::diff::Diff),
     /// Compare the tokens two engines chose: a tie, or a divergence
     Tokens(cmd::tokens::Tokens),
-    /// Generate text with the reference
+    /// Generate text with the reference or on a GPU
     Run(cmd::run::Run),
-    /// Record a trace of the reference
+    /// Record a trace of the reference, or of the engine on a GPU
     Trace(cmd::trace::Trace),
     /// Look a model over before anything runs: tensors, values, configuration
     Inspect(cmd::inspect::Inspect),

@@ -110,7 +110,8 @@ struct Exported {
 
 fn gather(evidence: &Evidence, op: usize, step: usize) -> Result<Exported> {
     let program = &evidence.model.program;
-    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, 0);
+    let model = evidence.model;
+    let weights = Weights::new(&model.checkpoint, evidence.arithmetic.weights, 0).of(&model.program);
     let executor = Executor {
         program,
         weights: &weights,

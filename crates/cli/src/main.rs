@@ -4,9 +4,12 @@ mod args;
 mod cmd;
 mod exit;
 mod export;
+mod generate;
 mod load;
 mod out;
 mod progress;
+mod sampling;
+mod verify;
 
 use clap::Parser as _;
 

@@ -1,7 +1,7 @@
 //! Which recorded values belong to which operations, in which shape.
 
-use firstdiff_model::{Axis, OpKind, Program, extents};
-use firstdiff_reference::{StepInput, visible_keys};
+use firstdiff_model::{Axis, Counts, Program};
+use firstdiff_reference::{StepInput, counts};
 use firstdiff_tensor::{Real, Tensor};
 use firstdiff_trace::{Step, Trace, tap};
 
@@ -31,10 +31,10 @@ pub(crate) struct Alignment {
 impl Alignment {
     pub fn new(trace: &Trace, program: &Program) -> Result<Alignment, Error> {
         let layers = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |l| l + 1);
-        let last_cache = program.ops.iter().rposition(|op| matches!(op.kind, OpKind::Cache(_))).unwrap_or(0);
+        let last_cache = program.ops.iter().rposition(|op| op.kind.state().is_some()).unwrap_or(0);
         let mut alignment = Alignment::default();
         let inputs: Vec<StepInput> = trace.steps.iter().map(input).collect();
-        for (step, keys) in trace.steps.iter().zip(visible_keys(&inputs)) {
+        for (step, counts) in trace.steps.iter().zip(counts(&inputs, &program.ratios())) {
             for name in step.taps().keys() {
                 if tap::split(name).0.is_some_and(|layer| layer >= layers) {
                     return Err(Error::Layer { file: step.path().into(), tap: name.clone(), layers });
@@ -54,12 +54,12 @@ impl Alignment {
                     return Err(Error::WholeNumbers { file: step.path().into(), tap: op.tap.clone() });
                 }
                 let fewer_rows = index > last_cache;
-                let Some(placement) = place(&info.shape, &op.axes, step.rows(), keys, fewer_rows) else {
+                let Some(placement) = place(&info.shape, &op.axes, &counts, fewer_rows) else {
                     return Err(Error::Shape {
                         file: step.path().into(),
                         tap: op.tap.clone(),
                         found: info.shape.clone(),
-                        expected: extents(&op.axes, step.rows(), keys),
+                        expected: counts.extents(&op.axes),
                     });
                 };
                 let pattern = tap::pattern(&op.tap);
@@ -99,7 +99,7 @@ impl Alignment {
 
 /// Finds how `found` holds the axes: as they are, with adjacent ones merged or extents of 1 added,
 /// with only the last rows or keys, or in another order.
-fn place(found: &[usize], axes: &[Axis], tokens: usize, keys: usize, fewer_rows: bool) -> Option<Placement> {
+fn place(found: &[usize], axes: &[Axis], counts: &Counts, fewer_rows: bool) -> Option<Placement> {
     let squeezed: Vec<usize> = found.iter().copied().filter(|&d| d != 1).collect();
     let fits = |shape: &[usize]| {
         let mut wanted = shape.iter().copied().filter(|&d| d != 1).peekable();
@@ -115,30 +115,35 @@ fn place(found: &[usize], axes: &[Axis], tokens: usize, keys: usize, fewer_rows:
         }
         wanted.peek().is_none().then(|| shape.to_vec())
     };
-    let full = extents(axes, tokens, keys);
+    let full = counts.extents(axes);
+    if full.contains(&0) {
+        // Nothing was computed, whatever shape nothing was written in.
+        return found.contains(&0).then_some(Placement { permute: None, grouped: full });
+    }
     if let Some(grouped) = fits(&full) {
         return Some(Placement { permute: None, grouped });
     }
     let count: usize = found.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
     // Only the last rows, or only the last keys: the element count tells how many.
-    let partial = |tokens: usize, keys: usize| fits(&extents(axes, tokens, keys));
-    let one_row: usize = extents(axes, 1, keys).iter().product();
-    let has = |axis: Axis| axes.contains(&axis);
-    if has(Axis::Keys) {
-        let one_key: usize = extents(axes, tokens, 1).iter().product();
-        let fewer = count.checked_div(one_key)?;
-        if (1..keys).contains(&fewer)
-            && let Some(grouped) = partial(tokens, fewer)
-        {
-            return Some(Placement { permute: None, grouped });
+    let partial = |axis: usize| {
+        let others: usize = full.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, n)| n).product();
+        let fewer = count.checked_div(others)?;
+        let mut shape = full.clone();
+        if !(1..shape[axis]).contains(&fewer) {
+            return None;
         }
-    } else if fewer_rows && has(Axis::Tokens) {
-        let fewer = count.checked_div(one_row)?;
-        if (1..tokens).contains(&fewer)
-            && let Some(grouped) = partial(fewer, keys)
-        {
-            return Some(Placement { permute: None, grouped });
+        shape[axis] = fewer;
+        fits(&shape).map(|grouped| Placement { permute: None, grouped })
+    };
+    let keys = |axis: &Axis| matches!(axis, Axis::Keys | Axis::Candidates(_));
+    if let Some(axis) = axes.iter().position(keys) {
+        if let Some(placement) = partial(axis) {
+            return Some(placement);
         }
+    } else if let (true, Some(axis)) = (fewer_rows, axes.iter().position(|a| *a == Axis::Tokens))
+        && let Some(placement) = partial(axis)
+    {
+        return Some(placement);
     }
     permutations(full.len()).into_iter().find_map(|order| {
         let stored: Vec<usize> = order.iter().map(|&a| full[a]).collect();
@@ -165,7 +170,13 @@ mod tests {
     const SCORES: [Axis; 3] = [Axis::Heads(4), Axis::Tokens, Axis::Keys];
 
     fn permute(found: &[usize], axes: &[Axis]) -> Option<Option<Vec<usize>>> {
-        place(found, axes, 5, 7, true).map(|p| p.permute)
+        place(found, axes, &counts(), true).map(|p| p.permute)
+    }
+
+    /// Five tokens, seven keys, and of entries of two tokens three, of which one is new.
+    fn counts() -> Counts {
+        let entries = vec![firstdiff_model::EntryCount { ratio: 2, all: 3, new: 1 }];
+        Counts { tokens: 5, keys: 7, entries }
     }
 
     #[test]
@@ -183,9 +194,21 @@ mod tests {
 
     #[test]
     fn the_last_rows_or_keys_alone_are_accepted() {
-        assert_eq!(place(&[2, 32], &QUERIES, 5, 7, true).unwrap().grouped, [2, 4, 8]);
-        assert_eq!(place(&[2, 32], &QUERIES, 5, 7, false), None);
-        assert_eq!(place(&[4, 5, 6], &SCORES, 5, 7, false).unwrap().grouped, [4, 5, 6]);
+        assert_eq!(place(&[2, 32], &QUERIES, &counts(), true).unwrap().grouped, [2, 4, 8]);
+        assert_eq!(place(&[2, 32], &QUERIES, &counts(), false), None);
+        assert_eq!(place(&[4, 5, 6], &SCORES, &counts(), false).unwrap().grouped, [4, 5, 6]);
+    }
+
+    #[test]
+    fn candidates_are_keys_and_entries_of_which_the_last_may_stand_alone() {
+        let axes = [Axis::Heads(4), Axis::Tokens, Axis::Candidates(2)];
+        for columns in [10, 8, 4] {
+            let found = place(&[4, 5, columns], &axes, &counts(), false).unwrap();
+            assert_eq!(found.grouped, [4, 5, columns]);
+        }
+        assert_eq!(place(&[4, 5, 11], &axes, &counts(), false), None);
+        let entries = [Axis::NewEntries(3), Axis::Channels(8)];
+        assert_eq!(place(&[0, 8], &entries, &counts(), false).unwrap().grouped, [0, 8], "none is complete");
     }
 
     #[test]

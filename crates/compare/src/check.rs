@@ -234,7 +234,7 @@ fn replay(
     arithmetic: &Arithmetic,
     options: &CheckOptions,
 ) -> Result<Replayed, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory);
+    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
     let total = model.program.ops.len();
     let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
     let executor = Executor {
@@ -329,6 +329,9 @@ fn coverage(trace: &Trace, model: &Model, alignment: &Alignment, judged: &[Judge
 /// recording rounded it.
 fn shortened(trace: &Trace, findings: &[Finding], arithmetic: &Arithmetic) -> Option<String> {
     let first = findings.first()?;
+    if first.choices.is_some() {
+        return None;
+    }
     let stored = match trace.steps.get(first.step)?.taps().get(&first.tap)?.dtype {
         DType::F16 => Float::F16,
         DType::BF16 => Float::BF16,

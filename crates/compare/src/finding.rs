@@ -185,7 +185,7 @@ fn siblings(a: &str, b: &str) -> bool {
     let stem = |name: &str| {
         let (_, name) = tap::split(name);
         name.split_once('_').map(|(head, rest)| match head {
-            "q" | "k" | "v" => format!("qkv_{rest}"),
+            "q" | "k" | "v" | "kv" => format!("qkv_{rest}"),
             "gate" | "up" => format!("ffn_{rest}"),
             _ => name.to_string(),
         })
@@ -247,7 +247,7 @@ fn place(m: &Measured, positions: &[i64]) -> String {
     let order = |axis: Axis| match axis {
         Axis::Heads(_) => 0,
         Axis::Tokens => 1,
-        Axis::Keys => 2,
+        Axis::Keys | Axis::Entries(_) | Axis::NewEntries(_) | Axis::Candidates(_) => 2,
         Axis::Channels(_) | Axis::Choices(_) => 3,
     };
     let mut parts: Vec<&Part> = m.parts.iter().collect();

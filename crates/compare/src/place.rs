@@ -10,6 +10,8 @@ pub(crate) fn noun(axis: Axis) -> &'static str {
         Axis::Heads(_) => "head",
         Axis::Channels(_) => "channel",
         Axis::Choices(_) => "choice",
+        Axis::Entries(_) | Axis::NewEntries(_) => "entry",
+        Axis::Candidates(_) => "candidate",
     }
 }
 

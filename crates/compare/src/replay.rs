@@ -73,7 +73,7 @@ impl Replay<'_> {
 
     /// Whether a value was computed from one that is not finite, in this step or by way of a cache.
     fn inherits_poison(&self, op: usize, step: usize) -> bool {
-        let cached = matches!(self.program.ops[op].kind, OpKind::Cache(_));
+        let cached = self.program.ops[op].kind.state().is_some();
         let earlier = cached && step.checked_sub(1).is_some_and(|s| self.poisoned[s][op]);
         earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
     }
@@ -99,8 +99,12 @@ impl Replay<'_> {
 
     /// Rows where rounding decides a choice that is not recorded.
     fn open(&mut self, op: usize, step: usize, choice: &Choice) {
-        let OpKind::TopK(top) = &self.program.ops[op].kind else { return };
-        let rows = (0..choice.rows()).filter(|&row| choice.margin(row, top.k) <= TIE).collect();
+        let k = match &self.program.ops[op].kind {
+            OpKind::TopK(top) => top.k,
+            OpKind::IndexTopK(top) => top.k,
+            _ => return,
+        };
+        let rows = (0..choice.rows()).filter(|&row| choice.margin(row, k) <= TIE).collect();
         self.note_ambiguous(op, step, choice.rows(), rows, false);
     }
 
@@ -186,7 +190,7 @@ impl Taps<f64> for Replay<'_> {
         if let Some(kind) = op.kind.discrete() {
             return Ok(Some(self.chosen(computed.op, computed.step, &computed, value, kind)));
         }
-        let Some(noise) = computed.noise else { return Ok(Some(value)) };
+        let Some(noise) = computed.noise.filter(|_| !value.is_empty()) else { return Ok(Some(value)) };
         let (exact, noise) = last(computed.exact, noise, value.shape());
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);

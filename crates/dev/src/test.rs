@@ -22,6 +22,7 @@ pub struct Test {
 const SUITES: &[(&str, &str)] = &[
     ("recorders/python/tests", "the recorders, against real transformers and llama.cpp"),
     ("crates/checkpoint/tests/python", "dequantisation and tokenizers, against gguf and llama.cpp"),
+    ("crates/engine/tests/python", "the choice of tokens, against transformers"),
     ("tests", "the program, end to end"),
 ];
 
@@ -36,7 +37,7 @@ pub fn run(c: &Test) -> Result<()> {
     let mut examples = cargo();
     workspace::run(
         "cargo build examples",
-        examples.args(release).args(["firstdiff-checkpoint", "--examples"]),
+        examples.args(release).args(["firstdiff-checkpoint", "--package", "firstdiff-engine", "--examples"]),
     )?;
 
     let interpreter = python::interpreter()?;
@@ -49,7 +50,9 @@ pub fn run(c: &Test) -> Result<()> {
         pytest.arg("--models").arg(&models);
         match *folder {
             "tests" => pytest.arg("--firstdiff").arg(release.join("firstdiff")),
-            "crates/checkpoint/tests/python" => pytest.arg("--firstdiff-target").arg(&release),
+            "crates/checkpoint/tests/python" | "crates/engine/tests/python" => {
+                pytest.arg("--firstdiff-target").arg(&release)
+            }
             _ => &mut pytest,
         };
         if let Err(error) = workspace::run(&format!("pytest {folder}: {what}"), pytest.args(&c.pytest)) {

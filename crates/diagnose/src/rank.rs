@@ -79,7 +79,9 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
 
 /// Where edits are tried.
 pub(crate) fn trial<'a>(evidence: &'a Evidence<'a>, options: Options) -> Trial<'a> {
-    let weights = Weights::new(&evidence.model.checkpoint, evidence.arithmetic.weights, options.memory);
+    let model = evidence.model;
+    let weights =
+        Weights::new(&model.checkpoint, evidence.arithmetic.weights, options.memory).of(&model.program);
     Trial { evidence, weights, lanes: options.lanes, largest: LARGEST }
 }
 

@@ -18,6 +18,16 @@ pub enum Error {
         /// All that would do.
         supported: String,
     },
+    /// A family that would be mistaken for a supported one.
+    #[error("{file}: model_type '{model_type}' is not supported: {why}")]
+    RefusedFamily {
+        /// Where the type was read.
+        file: PathBuf,
+        /// The type.
+        model_type: String,
+        /// What sets it apart.
+        why: &'static str,
+    },
     /// A configuration value is absent, of the wrong type, or out of range.
     #[error("{file}: '{key}' {reason}")]
     Setting {

@@ -18,6 +18,6 @@ pub use families::{FAMILIES, Family};
 pub use inspect::{Flag, inspect};
 pub use model::{Model, TensorUse, Usage};
 pub use ops::OpKind;
-pub use program::{Axis, Builder, Op, Program, Value, WeightUse, extents};
+pub use program::{Axis, Builder, Counts, EntryCount, Op, Program, Value, WeightUse, extents};
 pub use rope::RopeFrequencies;
 pub use settings::{Setting, Settings};

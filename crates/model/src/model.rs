@@ -17,6 +17,12 @@ pub struct Model {
     pub settings: Vec<Setting>,
 }
 
+/// Families whose name looks like a supported one, and what sets them apart.
+const REFUSED: &[(&str, &str)] = &[(
+    "deepseek_v41",
+    "a different architecture from deepseek_v4: shared compressed streams, lagged hyper-connections, engram tables",
+)];
+
 /// How the program uses a tensor of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Usage {
@@ -47,6 +53,10 @@ impl Model {
     /// another shape.
     pub fn new(checkpoint: Checkpoint) -> Result<Model, Error> {
         let model_type = checkpoint.config().model_type()?.to_string();
+        if let Some((_, why)) = REFUSED.iter().find(|(name, _)| model_type.starts_with(name)) {
+            let file = checkpoint.config().file().to_path_buf();
+            return Err(Error::RefusedFamily { file, model_type, why });
+        }
         let family = FAMILIES.iter().find(|f| f.name == model_type).ok_or_else(|| Error::UnknownFamily {
             file: checkpoint.config().file().to_path_buf(),
             model_type: model_type.clone(),
@@ -83,6 +93,9 @@ impl Model {
             None if name == "rope_freqs.weight" => Usage::Folded,
             None if name.ends_with("rotary_emb.inv_freq") => {
                 Usage::Ignored("recomputed from the configuration")
+            }
+            None if name.starts_with("mtp.") || name.starts_with("model.mtp.") => {
+                Usage::Ignored("of the block that predicts further tokens, which is not executed")
             }
             None => Usage::Unused,
         };

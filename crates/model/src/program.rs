@@ -1,6 +1,6 @@
 //! Programs and how they are written down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ops::OpKind;
 
@@ -21,16 +21,58 @@ pub enum Axis {
     Channels(usize),
     /// Things chosen for each token, such as experts.
     Choices(usize),
+    /// Compressed entries so far, of so many tokens each.
+    Entries(usize),
+    /// Compressed entries that the step completes.
+    NewEntries(usize),
+    /// What attention chooses from: keys, then compressed entries of so many tokens each.
+    Candidates(usize),
+}
+
+/// How many there are, in a step, of what varies from step to step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Keys stored.
+    pub keys: usize,
+    /// Compressed entries.
+    pub entries: Vec<EntryCount>,
+}
+
+/// Compressed entries in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryCount {
+    /// Tokens of each.
+    pub ratio: usize,
+    /// Those so far.
+    pub all: usize,
+    /// Those that the step completes.
+    pub new: usize,
+}
+
+impl Counts {
+    /// The extents of `axes`.
+    pub fn extents(&self, axes: &[Axis]) -> Vec<usize> {
+        let entries = |ratio: usize| {
+            let none = EntryCount { ratio, all: 0, new: 0 };
+            self.entries.iter().find(|e| e.ratio == ratio).copied().unwrap_or(none)
+        };
+        let extent = |axis: &Axis| match *axis {
+            Axis::Tokens => self.tokens,
+            Axis::Keys => self.keys,
+            Axis::Heads(n) | Axis::Channels(n) | Axis::Choices(n) => n,
+            Axis::Entries(ratio) => entries(ratio).all,
+            Axis::NewEntries(ratio) => entries(ratio).new,
+            Axis::Candidates(ratio) => self.keys + entries(ratio).all,
+        };
+        axes.iter().map(extent).collect()
+    }
 }
 
 /// The extents of `axes` in a step of so many tokens, with so many keys visible.
 pub fn extents(axes: &[Axis], tokens: usize, keys: usize) -> Vec<usize> {
-    let extent = |axis: &Axis| match *axis {
-        Axis::Tokens => tokens,
-        Axis::Keys => keys,
-        Axis::Heads(n) | Axis::Channels(n) | Axis::Choices(n) => n,
-    };
-    axes.iter().map(extent).collect()
+    Counts { tokens, keys, entries: vec![] }.extents(axes)
 }
 
 /// One operation.
@@ -44,6 +86,9 @@ pub struct Op {
     pub inputs: Vec<Value>,
     /// Axes of the output.
     pub axes: Vec<Axis>,
+    /// Computed and held in f32 at least, and its weights never rounded, whatever format activations
+    /// are stored in.
+    pub wide: bool,
 }
 
 /// A forward pass: operations in the order they are executed.
@@ -96,6 +141,19 @@ impl Program {
         uses
     }
 
+    /// Weights that are never rounded to the format of activations, by name.
+    pub fn wide_weights(&self) -> BTreeSet<&str> {
+        let wide = |op: &&Op| op.wide || op.kind.has_wide_weights();
+        self.ops.iter().filter(wide).flat_map(|op| op.kind.weights()).map(|(name, _)| name).collect()
+    }
+
+    /// The sizes of blocks that compressed entries are made of.
+    pub fn ratios(&self) -> Vec<usize> {
+        let ratios: BTreeSet<usize> =
+            self.ops.iter().filter_map(|op| op.kind.state()).filter_map(|state| state.ratio).collect();
+        ratios.into_iter().collect()
+    }
+
     /// For each operation, the last operation that reads its output (itself where none does).
     pub fn last_uses(&self) -> Vec<usize> {
         let mut last: Vec<usize> = (0..self.ops.len()).collect();
@@ -136,8 +194,21 @@ impl Builder {
         // An operation that gathers by a choice has one value for each thing chosen.
         let like = inputs.get(usize::from(matches!(kind, OpKind::RouterWeights(_))));
         let axes = kind.axes(like.map(|v| self.ops[v.0].axes.as_slice()).unwrap_or_default());
-        self.ops.push(Op { tap, kind, inputs: inputs.to_vec(), axes });
+        self.ops.push(Op { tap, kind, inputs: inputs.to_vec(), axes, wide: false });
         Value(self.ops.len() - 1)
+    }
+
+    /// What was pushed last is computed and held in f32 at least.
+    pub fn widen(&mut self) {
+        if let Some(op) = self.ops.last_mut() {
+            op.wide = true;
+        }
+    }
+
+    /// What was pushed last counts candidates of attention where its kind says keys.
+    pub fn of_candidates(&mut self, ratio: usize) {
+        let axes = self.ops.last_mut().into_iter().flat_map(|op| &mut op.axes);
+        axes.filter(|axis| **axis == Axis::Keys).for_each(|axis| *axis = Axis::Candidates(ratio));
     }
 
     /// The program.

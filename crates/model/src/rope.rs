@@ -159,6 +159,45 @@ fn frequencies(
     Ok(rope)
 }
 
+/// The rotary settings in one object, as a family has several of them. Yarn does not amplify unless
+/// an attention_factor says so. `(key, part)` is what messages and notes call the object.
+pub(crate) fn section<'c>(
+    s: &Settings<'c>,
+    (key, part): (&'static str, &str),
+    values: Option<&'c Value>,
+    theta: f64,
+    dim: usize,
+    max_positions: f64,
+) -> Result<RopeConfig, Error> {
+    if !(theta.is_finite() && theta > 0.0) {
+        return Err(s.wrong(key, format!("has rope_theta {theta}; a positive number is expected")));
+    }
+    let section = Section { s, key, values };
+    let kind = section.kind()?;
+    s.note(&format!("{part}rope_theta"), theta, key);
+    s.note(&format!("{part}rope_type"), &kind, key);
+    let plain = plain(theta, dim);
+    let fixed = |f: Vec<f64>| RopeConfig { frequencies: RopeFrequencies::Fixed(f), amplitude: 1.0 };
+    Ok(match kind.as_str() {
+        "default" => fixed(plain),
+        "linear" => {
+            let factor = section.positive("factor")?;
+            fixed(plain.iter().map(|f| f / factor).collect())
+        }
+        "yarn" => {
+            let given = section.number("attention_factor")?;
+            s.note("rope attention_factor", given.unwrap_or(1.0), "1 unless given");
+            RopeConfig {
+                amplitude: given.unwrap_or(1.0),
+                ..yarn(&section, &plain, theta, dim, max_positions)?
+            }
+        }
+        other => {
+            return Err(s.wrong(key, format!("has type '{other}'; supported are default, linear and yarn")));
+        }
+    })
+}
+
 /// Llama 3: long wavelengths are slowed down by `factor`, short ones left alone, those between
 /// are blended.
 fn llama3(section: &Section, plain: &[f64], max_positions: f64) -> Result<Vec<f64>, Error> {

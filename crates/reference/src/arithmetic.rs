@@ -105,6 +105,16 @@ impl Arithmetic {
         Arithmetic { name: format!("{}+split-{parts}", self.name), split_sums: parts, ..self }
     }
 
+    /// `self` for an operation that is computed and held in f32 at least: inner values, inputs and result.
+    pub(crate) fn widened(&self) -> Arithmetic {
+        let store = if self.store == Float::F64 { Float::F64 } else { Float::F32 };
+        let matmul_inputs = match self.matmul_inputs {
+            MatmulInputs::Short(format) => MatmulInputs::Short(format),
+            _ => MatmulInputs::AsStored,
+        };
+        Arithmetic { store, residual: store, split_sums: 1, matmul_inputs, ..self.clone() }
+    }
+
     /// The profile with this name, as `--arithmetic` takes it.
     pub fn from_name(name: &str) -> Option<Arithmetic> {
         match name {

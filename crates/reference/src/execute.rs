@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use firstdiff_model::{Op, OpKind, Program};
+use firstdiff_model::ops::State;
+use firstdiff_model::{Op, Program};
 use firstdiff_tensor::{Float, Real, Tensor};
 
 use crate::arithmetic::Arithmetic;
@@ -14,6 +15,7 @@ use crate::weights::Weights;
 pub use choice::{Choice, TIE};
 
 mod choice;
+mod compressed;
 mod exact;
 mod noise;
 mod segment;
@@ -240,8 +242,8 @@ impl Executor<'_> {
                         edits: None,
                     })
                     .collect();
-                if let OpKind::Cache(cache) = &op.kind {
-                    self.cache(index, cache, &inputs, keys, taps)?
+                if let Some(state) = op.kind.state() {
+                    self.cache(index, state, &inputs, keys, taps)?
                 } else {
                     self.operation(index, op, &inputs, taps)?
                 }
@@ -324,7 +326,7 @@ impl Executor<'_> {
     fn cache<T: Real>(
         &self,
         index: usize,
-        cache: &firstdiff_model::ops::Cache,
+        cache: State,
         inputs: &[Inputs<T>],
         keys: &mut KeyValues<T>,
         taps: &mut impl Taps<T>,
@@ -339,7 +341,7 @@ impl Executor<'_> {
             if let Some(a) = self.arithmetic {
                 lanes = noise::stored_rows(self.lanes, a, index, s, new);
             }
-            keys.truncate(index, input.keys.kept, cache.heads * cache.dim);
+            keys.truncate(index, input.keys.kept_rows(cache.ratio), cache.heads * cache.dim);
             let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));
             let lanes: Vec<_> = lanes.into_iter().map(Arc::new).collect();
             let noise = match self.arithmetic {

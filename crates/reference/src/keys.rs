@@ -1,7 +1,9 @@
 //! Key and value state, kept from step to step.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use firstdiff_model::{Counts, EntryCount};
 use firstdiff_tensor::{Real, Tensor};
 
 use crate::execute::StepInput;
@@ -38,6 +40,81 @@ pub(crate) fn step_keys(stored: &[KeyLabel], steps: &[StepInput]) -> Vec<StepKey
         out.push(StepKeys { kept, labels: labels.clone() });
     }
     out
+}
+
+/// A compressed entry: a whole block of a sequence's tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Whose.
+    pub sequence: i64,
+    /// Position of the block's first token.
+    pub start: u32,
+    /// The block's keys, by their places among those stored.
+    pub rows: Vec<usize>,
+    /// Those of the block before; empty for the first one.
+    pub before: Vec<usize>,
+}
+
+impl Entry {
+    /// Whether the block is complete at this row, and of its sequence.
+    pub fn is_seen_by(&self, row: &KeyLabel, ratio: usize) -> bool {
+        self.sequence == row.sequence && u64::from(self.start) + ratio as u64 <= u64::from(row.position) + 1
+    }
+
+    /// The place of the key that completes the block.
+    fn last(&self) -> usize {
+        self.rows.last().copied().unwrap_or_default()
+    }
+}
+
+/// The compressed entries that the stored keys make, in the order in which their blocks were completed.
+pub(crate) fn entries(labels: &[KeyLabel], ratio: usize) -> Vec<Entry> {
+    let mut places: HashMap<(i64, u32), usize> = HashMap::with_capacity(labels.len());
+    let mut out = Vec::new();
+    for (place, label) in labels.iter().enumerate() {
+        places.insert((label.sequence, label.position), place);
+        let after = label.position as usize + 1;
+        if !after.is_multiple_of(ratio) {
+            continue;
+        }
+        let block = |end: usize| -> Vec<usize> {
+            let Some(start) = end.checked_sub(ratio) else { return vec![] };
+            let place = |p: usize| places.get(&(label.sequence, p as u32)).copied();
+            (start..end).map(place).collect::<Option<_>>().unwrap_or_default()
+        };
+        let (rows, before) = (block(after), block(after - ratio));
+        if !rows.is_empty() {
+            out.push(Entry { sequence: label.sequence, start: (after - ratio) as u32, rows, before });
+        }
+    }
+    out
+}
+
+impl StepKeys {
+    /// All entries in this step, and how many of them there were before it.
+    pub fn entries(&self, ratio: usize) -> (Vec<Entry>, usize) {
+        let all = entries(&self.labels, ratio);
+        let before = all.iter().take_while(|entry| entry.last() < self.kept).count();
+        (all, before)
+    }
+
+    /// Rows that an operation with state keeps from earlier steps.
+    pub fn kept_rows(&self, ratio: Option<usize>) -> usize {
+        ratio.map_or(self.kept, |ratio| self.entries(ratio).1)
+    }
+}
+
+/// What varies from step to step, of each step of a trace, from the first one on.
+pub fn counts(steps: &[StepInput], ratios: &[usize]) -> Vec<Counts> {
+    let count = |(keys, step): (&StepKeys, &StepInput)| {
+        let entry = |&ratio: &usize| {
+            let (all, before) = keys.entries(ratio);
+            EntryCount { ratio, all: all.len(), new: all.len() - before }
+        };
+        let entries = ratios.iter().map(entry).collect();
+        Counts { tokens: step.token_ids.len(), keys: keys.labels.len(), entries }
+    };
+    step_keys(&[], steps).iter().zip(steps).map(count).collect()
 }
 
 /// How many keys are visible to each step of a trace, from the first step on.

@@ -1,12 +1,13 @@
 //! Weights: mapped, dequantised when used, kept while a memory budget lasts.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
+use firstdiff_model::Program;
 use firstdiff_model::ops::Slice;
 use firstdiff_tensor::{Float, Real};
 use rayon::prelude::*;
@@ -22,6 +23,8 @@ pub struct Weights<'m> {
     budget: usize,
     used: Arc<AtomicUsize>,
     kept: Arc<Mutex<HashMap<String, Arc<Vec<f32>>>>>,
+    /// Names of weights that are not rounded.
+    wide: Arc<HashSet<String>>,
     /// Values used in place of the file's.
     edited: HashMap<String, Arc<Vec<f32>>>,
 }
@@ -36,14 +39,23 @@ impl<'m> Weights<'m> {
             budget,
             used: Arc::default(),
             kept: Arc::default(),
+            wide: Arc::default(),
             edited: HashMap::new(),
         }
     }
 
+    /// The same, where those that `program` holds in f32 are not rounded.
+    #[must_use]
+    pub fn of(self, program: &Program) -> Weights<'m> {
+        let wide = program.wide_weights().into_iter().map(String::from).collect();
+        Weights { wide: Arc::new(wide), ..self }
+    }
+
     /// The same weights with some replaced; those have the file's shapes. What is kept is shared.
     pub fn edited(&self, edited: HashMap<String, Arc<Vec<f32>>>) -> Weights<'m> {
-        let Weights { checkpoint, round, budget, ref used, ref kept, .. } = *self;
-        Weights { checkpoint, round, budget, used: used.clone(), kept: kept.clone(), edited }
+        let Weights { checkpoint, round, budget, ref used, ref kept, ref wide, .. } = *self;
+        let (used, kept, wide) = (used.clone(), kept.clone(), wide.clone());
+        Weights { checkpoint, round, budget, used, kept, wide, edited }
     }
 
     /// A whole weight, as operations use it.
@@ -56,7 +68,7 @@ impl<'m> Weights<'m> {
             return Ok(values);
         }
         let mut values = self.checkpoint.read(info)?;
-        self.round(&mut values);
+        self.round(name, &mut values);
         Ok(Arc::new(values))
     }
 
@@ -87,7 +99,7 @@ impl<'m> Weights<'m> {
             Some(values) => values.iter().map(|&x| T::from_f32(x)).collect(),
             None => {
                 let mut values = self.checkpoint.read(info)?;
-                self.round(&mut values);
+                self.round(name, &mut values);
                 values.into_iter().map(T::from_f32).collect()
             }
         };
@@ -111,7 +123,7 @@ impl<'m> Weights<'m> {
                 continue;
             }
             self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
-            self.round(&mut buffer);
+            self.round(name, &mut buffer);
             out.extend(buffer.iter().map(|&x| T::from_f32(x)));
         }
         Ok(out)
@@ -124,9 +136,15 @@ impl<'m> Weights<'m> {
         rows: impl Iterator<Item = usize>,
     ) -> Result<Vec<T>, Error> {
         let info = self.info(name)?;
-        let mut buffer = vec![0f32; info.row_len()];
+        let width = info.row_len();
+        let mut buffer = vec![0f32; width];
         let mut out = Vec::new();
+        let edited = self.edited.get(name);
         for row in rows {
+            if let Some(values) = edited.and_then(|v| v.get(row * width..(row + 1) * width)) {
+                out.extend(values.iter().map(|&x| T::from_f32(x)));
+                continue;
+            }
             self.checkpoint.read_rows(info, row..row + 1, &mut buffer)?;
             out.extend(buffer.iter().map(|&x| T::from_f32(x)));
         }
@@ -143,6 +161,33 @@ impl<'m> Weights<'m> {
         self.with_rows(name, |shape, rows| matmul::with_weight(x, shape, rows, map))
     }
 
+    /// Products of groups: row `t` of `x` holds one part for each group, and the weight one matrix for
+    /// each, one below the other. `[T, rows of the weight]`.
+    pub(crate) fn grouped_product<T: Real>(
+        &self,
+        name: &str,
+        x: &[T],
+        groups: usize,
+        map: Option<fn(f32) -> f32>,
+    ) -> Result<Vec<T>, Error> {
+        self.with_rows(name, |(n, k), source| {
+            let (rows, tokens) = (n / groups, x.len() / (groups * k).max(1));
+            let mut out = vec![T::ZERO; tokens * n];
+            for group in 0..groups {
+                let part: Vec<T> = x
+                    .chunks(groups * k)
+                    .flat_map(|x| x[group * k..(group + 1) * k].iter().copied())
+                    .collect();
+                let source = Below { source, first: group * rows };
+                let y = matmul::with_weight(&part, (rows, k), &source, map)?;
+                for (out, y) in out.chunks_mut(n).zip(y.chunks(rows)) {
+                    out[group * rows..(group + 1) * rows].copy_from_slice(y);
+                }
+            }
+            Ok(out)
+        })
+    }
+
     /// `y w`: the transposed product.
     pub(crate) fn transposed_product(&self, name: &str, y: &[f32]) -> Result<Vec<f32>, Error> {
         self.with_rows(name, |shape, rows| matmul::with_transposed_weight(y, shape, rows))
@@ -153,11 +198,12 @@ impl<'m> Weights<'m> {
         let info = self.info(&slice.tensor)?;
         let width = info.row_len().max(1);
         let rows = slice.first..slice.first + slice.rows;
-        if let Some(values) = self.edited.get(&slice.tensor) {
-            let part = values.get(rows.start * width..rows.end * width).unwrap_or_default();
+        if let Some(part) =
+            self.edited.get(&slice.tensor).and_then(|v| v.get(rows.start * width..rows.end * width))
+        {
             return Ok(Matrix { values: Cow::Owned(part.to_vec()), width, storage: info.storage });
         }
-        if self.round.is_none()
+        if self.rounding(&slice.tensor).is_none()
             && let Some(whole) = self.checkpoint.mapped_f32(info)
             && let Some(part) = whole.get(rows.start * width..rows.end * width)
         {
@@ -168,7 +214,7 @@ impl<'m> Weights<'m> {
         values.par_chunks_mut(piece * width).enumerate().try_for_each(|(i, out)| {
             let first = rows.start + i * piece;
             self.checkpoint.read_rows(info, first..first + out.len() / width, out)?;
-            self.round(out);
+            self.round(&slice.tensor, out);
             Ok::<(), Error>(())
         })?;
         Ok(Matrix { values: Cow::Owned(values), width, storage: info.storage })
@@ -183,7 +229,7 @@ impl<'m> Weights<'m> {
         let info = self.info(name)?;
         let (n, k) = (info.shape.first().copied().unwrap_or(1), info.shape.iter().skip(1).product::<usize>());
         let kept = self.keep(info)?;
-        let mapped = if self.round.is_none() { self.checkpoint.mapped_f32(info) } else { None };
+        let mapped = if self.rounding(name).is_none() { self.checkpoint.mapped_f32(info) } else { None };
         let whole = kept.as_ref().map(|v| v.as_slice()).or(mapped);
         f((n, k), &Rows { weights: self, info, whole, width: k })
     }
@@ -199,7 +245,7 @@ impl<'m> Weights<'m> {
             return Ok(Some(values.clone()));
         }
         let bytes = info.len() * size_of::<f32>();
-        let mapped = self.round.is_none() && self.checkpoint.mapped_f32(info).is_some();
+        let mapped = self.rounding(&info.name).is_none() && self.checkpoint.mapped_f32(info).is_some();
         let taken = self.used.fetch_add(bytes, Ordering::Relaxed);
         if mapped || taken.saturating_add(bytes) > self.budget {
             self.used.fetch_sub(bytes, Ordering::Relaxed);
@@ -210,7 +256,7 @@ impl<'m> Weights<'m> {
         let rows = (256 * 1024 / width).max(1);
         values.par_chunks_mut(rows * width).enumerate().try_for_each(|(i, out)| {
             self.checkpoint.read_rows(info, i * rows..i * rows + out.len() / width, out)?;
-            self.round(out);
+            self.round(&info.name, out);
             Ok::<(), Error>(())
         })?;
         let values = Arc::new(values);
@@ -218,8 +264,13 @@ impl<'m> Weights<'m> {
         Ok(Some(values))
     }
 
-    fn round(&self, values: &mut [f32]) {
-        if let Some(format) = self.round {
+    /// The format to which a weight is rounded.
+    fn rounding(&self, name: &str) -> Option<Float> {
+        self.round.filter(|_| !self.wide.contains(name))
+    }
+
+    fn round(&self, name: &str, values: &mut [f32]) {
+        if let Some(format) = self.rounding(name) {
             values.iter_mut().for_each(|x| *x = format.round(f64::from(*x)) as f32);
         }
     }
@@ -265,7 +316,19 @@ impl RowSource for Rows<'_, '_> {
         }
         buffer.resize(rows.len() * self.width, 0.0);
         self.weights.checkpoint.read_rows(self.info, rows, buffer)?;
-        self.weights.round(buffer);
+        self.weights.round(&self.info.name, buffer);
         Ok(buffer)
+    }
+}
+
+/// The rows of a source from `first` on.
+struct Below<'s, S> {
+    source: &'s S,
+    first: usize,
+}
+
+impl<S: RowSource> RowSource for Below<'_, S> {
+    fn rows<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        self.source.rows(rows.start + self.first..rows.end + self.first, buffer)
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use firstdiff_tensor::{Real, Tensor};
+use firstdiff_tensor::{DType, Real, Tensor};
 use serde_json::json;
 
 use crate::{Error, Manifest};
@@ -35,11 +35,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// A new step over these input rows.
+    /// A new step over these input rows. Without positions, it goes on from the step before.
     pub fn step(&mut self, token_ids: &[i64], positions: &[i64]) -> StepWriter<'_> {
         let mut step = StepWriter { writer: self, entries: BTreeMap::new() };
         step.integers("token_ids", token_ids);
-        step.integers("positions", positions);
+        if !positions.is_empty() {
+            step.integers("positions", positions);
+        }
         step
     }
 
@@ -92,6 +94,11 @@ impl StepWriter<'_> {
         }
         self.entries
             .insert(name.to_string(), (if wide { "F64" } else { "F32" }, value.shape().to_vec(), bytes));
+    }
+
+    /// Adds a tap as the engine held it: little-endian elements of type `dtype`, row by row.
+    pub fn bytes(&mut self, name: &str, dtype: DType, shape: &[usize], bytes: Vec<u8>) {
+        self.entries.insert(name.to_string(), (dtype.name(), shape.to_vec(), bytes));
     }
 
     /// Adds a tap of whole numbers: a choice.

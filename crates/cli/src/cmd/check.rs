@@ -98,12 +98,8 @@ pub fn verdict(
 ) -> Result<Exit> {
     let progress = Progress::new("checking");
     let report = |done, total| progress.report(done, total);
-    // Each weight is read once for all steps: there is nothing to keep.
-    let options = CheckOptions { arithmetic, memory: 0, lanes: LANES, progress: Some(&report) };
-    let (mut result, evidence) = check_with_evidence(trace, model, &options)
-        .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
+    let result = judge(trace, model, arithmetic, path, Some(&report))?;
     drop(progress);
-    diagnose(&mut result, &evidence, DIAGNOSIS).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     match format {
         OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
         OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,
@@ -111,7 +107,24 @@ pub fn verdict(
     Ok(exit(result.verdict))
 }
 
-fn exit(verdict: Verdict) -> Exit {
+/// Checks, and looks for causes.
+pub fn judge(
+    trace: &Trace,
+    model: &Model,
+    arithmetic: Option<Arithmetic>,
+    path: &Path,
+    progress: Option<&(dyn Fn(usize, usize) + Sync)>,
+) -> Result<firstdiff_compare::Check> {
+    // Each weight is read once for all steps: there is nothing to keep.
+    let options = CheckOptions { arithmetic, memory: 0, lanes: LANES, progress };
+    let (mut result, evidence) = check_with_evidence(trace, model, &options)
+        .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
+    diagnose(&mut result, &evidence, DIAGNOSIS).map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
+    Ok(result)
+}
+
+/// The exit code of a verdict.
+pub fn exit(verdict: Verdict) -> Exit {
     match verdict {
         Verdict::Agrees => Exit::Agrees,
         Verdict::Diverges => Exit::Diverges,

@@ -2,18 +2,17 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
-use firstdiff_model::{Model, Program};
-use firstdiff_reference::{Computed, Executor, Session, Taps, Weights};
-use firstdiff_tensor::{Float, Real, Tensor};
-use firstdiff_trace::{ArithmeticSpec, Manifest, ModelSpec, Producer, StepWriter, Writer, tap};
+use firstdiff_model::Model;
+use firstdiff_trace::{Manifest, ModelSpec, Producer, Writer, tap};
 
-use crate::args::{Precision, Resources, parse_tokens};
-use crate::cmd::run::argmax;
+use crate::args::parse_tokens;
 use crate::exit::Exit;
+use crate::generate::{Place, Source};
 use crate::load;
 use crate::progress::Progress;
+use crate::sampling::{self, Sampling};
 
-/// Record a trace of the reference: the prompt, then greedy decoding.
+/// Record a trace: the prompt, then decoding.
 #[derive(Debug, ClapArgs)]
 pub struct Trace {
     /// The model
@@ -26,24 +25,23 @@ pub struct Trace {
     /// The prompt, as token ids: 1,2,3
     #[arg(long, value_parser = parse_tokens, value_name = "IDS")]
     tokens: Option<std::vec::Vec<i64>>,
-    /// Greedy steps after the prompt
+    /// Steps after the prompt, of one generated token each
     #[arg(long, default_value_t = 0, value_name = "N")]
     steps: usize,
     /// Feed the prompt in pieces of so many tokens
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunk: Option<u32>,
-    /// Precision of the reference
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Precision,
     /// What to record: all, or names with * for any run of characters
     #[arg(long, default_value = "all", value_delimiter = ',', value_name = "GLOBS")]
     taps: Vec<String>,
     #[command(flatten)]
-    resources: Resources,
+    sampling: Sampling,
+    #[command(flatten)]
+    place: Place,
 }
 
 pub fn run(c: &Trace) -> Result<Exit> {
-    c.resources.start_threads()?;
+    c.sampling.options()?;
     let model = load::model(&c.model)?;
     let prompt = match (&c.tokens, &c.prompt) {
         (Some(tokens), _) => tokens.clone(),
@@ -62,39 +60,28 @@ pub fn run(c: &Trace) -> Result<Exit> {
             );
         }
     }
-    match c.dtype {
-        Precision::F32 => record::<f32>(c, &model, &prompt, Float::F32),
-        Precision::F64 => record::<f64>(c, &model, &prompt, Float::F64),
-    }
+    let context = prompt.len() + c.steps;
+    c.place.with(&model, context, &c.taps, |source| record(c, &model, &prompt, source))
 }
 
-fn record<T: Real>(c: &Trace, model: &Model, prompt: &[i64], format: Float) -> Result<Exit> {
-    let weights = Weights::new(&model.checkpoint, Float::F32, c.resources.memory());
-    let executor =
-        Executor { program: &model.program, weights: &weights, arithmetic: None, lanes: 0, progress: None };
-    let mut session = Session::<T>::new(executor);
-    let mut writer = Writer::create(&c.out, manifest(c, model, format))?;
+fn record(c: &Trace, model: &Model, prompt: &[i64], source: &mut dyn Source) -> Result<Exit> {
+    let mut sampler = sampling::sampler(c.sampling.options()?, prompt);
+    let mut writer = Writer::create(&c.out, manifest(c, model, source)?)?;
     let progress = Progress::new("recording");
     let chunk = c.chunk.map_or(prompt.len(), |n| n as usize);
     let mut pieces: Vec<Vec<i64>> = prompt.chunks(chunk).map(<[i64]>::to_vec).collect();
     let total = pieces.len() + c.steps;
-    let mut done = 0;
+    let (mut done, mut first) = (0, 0);
     while done < total {
         let tokens = &pieces[done];
-        let first = i64::from(session.position());
         let positions: Vec<i64> = (first..).take(tokens.len()).collect();
-        let mut recorder = Recorder {
-            program: &model.program,
-            wanted: &c.taps,
-            step: writer.step(tokens, &positions),
-            wide: format == Float::F64,
-            last: 0,
-        };
-        session.feed_with(tokens, &mut recorder)?;
-        let Recorder { mut step, last, .. } = recorder;
+        first += tokens.len() as i64;
+        let mut step = writer.step(tokens, &positions);
+        source.feed(tokens, Some(&mut step))?;
         if done + 1 >= pieces.len() {
-            step.sampled(last as i64);
-            pieces.push(vec![last as i64]);
+            let token = i64::from(source.choose(&mut sampler).with_context(|| format!("step {done}"))?);
+            step.sampled(token);
+            pieces.push(vec![token]);
         }
         step.finish().with_context(|| format!("step {done}"))?;
         done += 1;
@@ -106,53 +93,19 @@ fn record<T: Real>(c: &Trace, model: &Model, prompt: &[i64], format: Float) -> R
     Ok(Exit::Agrees)
 }
 
-fn manifest(c: &Trace, model: &Model, format: Float) -> Manifest {
+fn manifest(c: &Trace, model: &Model, source: &dyn Source) -> Result<Manifest> {
     let version = env!("CARGO_PKG_VERSION").to_string();
-    let mut manifest = Manifest::new(Producer { name: "firstdiff reference".into(), version });
+    let mut manifest = Manifest::new(Producer { name: "firstdiff".into(), version });
+    source.describe(&mut manifest);
     manifest.model = Some(ModelSpec {
         name: c.model.file_name().map(|n| n.to_string_lossy().into_owned()),
         family: Some(model.family.name.into()),
         fingerprint: Some(model.checkpoint.fingerprint()),
         ..ModelSpec::default()
     });
-    manifest.arithmetic = Some(ArithmeticSpec {
-        weights: Some("file".into()),
-        activations: Some(format.name().into()),
-        accumulate: Some(format.name().into()),
-        ..ArithmeticSpec::default()
-    });
     manifest.prompt.clone_from(&c.prompt);
+    sampling::declare(&c.sampling.options()?, &mut manifest);
     manifest.stop_ids =
         Some(model.checkpoint.generation().stop_ids.keys().map(|&id| i64::from(id)).collect());
-    manifest
-}
-
-/// Puts the wanted values into a step file.
-struct Recorder<'a, 'w> {
-    program: &'a Program,
-    wanted: &'a [String],
-    step: StepWriter<'w>,
-    wide: bool,
-    last: usize,
-}
-
-impl<T: Real> Taps<T> for Recorder<'_, '_> {
-    fn recorded(&self, _op: usize, _step: usize) -> bool {
-        false
-    }
-
-    fn visit(&mut self, computed: Computed<T>) -> Result<Option<Tensor<T>>, firstdiff_reference::Error> {
-        let op = &self.program.ops[computed.op];
-        let name = &op.tap;
-        if self.wanted.iter().any(|glob| glob == "all" || tap::matches(glob, name)) {
-            match op.kind.discrete() {
-                Some(_) => self.step.choice(name, computed.exact),
-                None => self.step.tap(name, computed.exact, self.wide),
-            }
-        }
-        if computed.op + 1 == self.program.ops.len() {
-            self.last = argmax(computed.exact.row(computed.exact.rows() - 1));
-        }
-        Ok(None)
-    }
+    Ok(manifest)
 }

@@ -27,25 +27,37 @@ use crate::{Edit, Scene};
 const KNOWN: [f64; 6] = [1e-5, 1e-6, 1e-8, 1e-12, 0.0, 1e-7];
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
-    let Some((_, op)) = scene.find(|k| matches!(k, OpKind::RmsNorm(_))) else { return vec![] };
-    let OpKind::RmsNorm(norm) = &op.kind else { return vec![] };
-    let model = norm.eps;
+    let Some((_, op)) = scene.find(|k| eps_of(k).is_some()) else { return vec![] };
+    let Some((model, dim)) = eps_of(&op.kind) else { return vec![] };
     let edit = |eps: f64, parameters| {
         let number = |x: f64| if x == 0.0 { "0".to_string() } else { short_number(x) };
         Edit::new(format!("epsilon {} where the model has {}", number(eps), number(model))).fitted(parameters).ops(
             move |op: &mut Op| {
-                if let OpKind::RmsNorm(norm) = &mut op.kind {
-                    norm.eps = eps;
+                match &mut op.kind {
+                    OpKind::RmsNorm(norm) => norm.eps = eps,
+                    OpKind::WideNorm(norm) => norm.eps = eps,
+                    _ => {}
                 }
             },
         )
     };
+    // The epsilon of something else in the same model.
+    let other = scene.number("hc_eps");
     let mut edits: Vec<Edit> =
-        KNOWN.iter().filter(|eps| (**eps - model).abs() > 1e-3 * model).map(|&eps| edit(eps, 0)).collect();
-    if let Some(eps) = fitted(scene, norm.dim, model) {
+        KNOWN.iter().chain(&other).filter(|eps| (**eps - model).abs() > 1e-3 * model).map(|&eps| edit(eps, 0)).collect();
+    if let Some(eps) = fitted(scene, dim, model) {
         edits.push(edit(eps, 1));
     }
     edits
+}
+
+/// The epsilon of a norm, and the channels normalised together.
+fn eps_of(kind: &OpKind) -> Option<(f64, usize)> {
+    match kind {
+        OpKind::RmsNorm(norm) => Some((norm.eps, norm.dim)),
+        OpKind::WideNorm(norm) => Some((norm.eps, norm.dim)),
+        _ => None,
+    }
 }
 
 /// The epsilon that the row with the smallest values shows, where the norm stands alone.

@@ -32,7 +32,16 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
             .input(move |at, _, x| at_rope(at, set).then(|| apart(at, x)).flatten())
             .output(move |at, _, y| at_rope(at, set).then(|| together(at, y)).flatten())
     };
-    ropes(scene).into_iter().map(edit).collect()
+    let mut edits: Vec<Edit> = ropes(scene).into_iter().map(edit).collect();
+    if scene.find(|k| matches!(k, OpKind::TailRope(_))).is_some() {
+        let detail = "channels i and i + r/2 of the rotated ones turn together where the model pairs neighbours";
+        edits.push(Edit::new(detail).ops(|op| {
+            if let OpKind::TailRope(rope) = &mut op.kind {
+                rope.halves = true;
+            }
+        }));
+    }
+    edits
 }
 
 /// Neighbours to halves.

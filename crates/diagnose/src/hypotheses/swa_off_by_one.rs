@@ -32,13 +32,14 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
 
 /// The windows of the program.
 pub(super) fn windows(scene: &Scene) -> Vec<usize> {
-    let masked = scene.find(|k| matches!(k, OpKind::AttnProbs(_))).is_some();
+    let masked = scene.find(|k| matches!(k, OpKind::AttnProbs(_) | OpKind::VisibleKeys(_))).is_some();
     let mut windows: Vec<usize> = scene
         .program()
         .ops
         .iter()
         .filter_map(|op| match &op.kind {
             OpKind::AttnProbs(probs) => probs.window,
+            OpKind::VisibleKeys(seen) => Some(seen.window),
             _ => None,
         })
         .collect();
@@ -50,8 +51,10 @@ pub(super) fn windows(scene: &Scene) -> Vec<usize> {
 /// Masks with other windows.
 pub(super) fn with_window(detail: String, f: impl Fn(Option<usize>) -> Option<usize> + Send + Sync + 'static) -> Edit {
     Edit::new(detail).ops(move |op| {
-        if let OpKind::AttnProbs(probs) = &mut op.kind {
-            probs.window = f(probs.window);
+        match &mut op.kind {
+            OpKind::AttnProbs(probs) => probs.window = f(probs.window),
+            OpKind::VisibleKeys(seen) => seen.window = f(Some(seen.window)).unwrap_or(usize::MAX),
+            _ => {}
         }
     })
 }

@@ -1,5 +1,8 @@
 //! What several hypotheses need.
 
+use std::collections::BTreeMap;
+
+use firstdiff_model::ops::Pool;
 use firstdiff_model::{OpKind, RopeFrequencies};
 use firstdiff_tensor::Tensor;
 
@@ -159,4 +162,79 @@ pub(super) fn short_number(x: f64) -> String {
         let text = format!("{x:.6}");
         text.trim_end_matches('0').trim_end_matches('.').to_string()
     }
+}
+
+/// A number of the rotary settings of layers with compressed keys, in either spelling.
+pub(super) fn compressed_rope(scene: &Scene, key: &str) -> Option<f64> {
+    let config = scene.model.checkpoint.config();
+    let nested = config.get("rope_parameters").and_then(|p| p.get("compress"));
+    let scaling = nested.or_else(|| config.get("rope_scaling")).or_else(|| config.get("rope_parameters"));
+    scaling?.get(key)?.as_f64()
+}
+
+/// The position biases of compressors, by name, with the channels of an entry.
+pub(super) struct Apes {
+    pub all: BTreeMap<String, usize>,
+}
+
+/// Those of the program, where the segment has a compressor that `pick` takes.
+pub(super) fn apes(scene: &Scene, pick: fn(&Pool) -> bool) -> Apes {
+    let taken = |k: &OpKind| matches!(k, OpKind::Pool(pool) if pick(pool));
+    if scene.find(taken).is_none() {
+        return Apes { all: BTreeMap::new() };
+    }
+    let pools = scene.program().ops.iter().filter_map(|op| match &op.kind {
+        OpKind::Pool(pool) if pick(pool) => Some((pool.ape.clone(), pool.dim)),
+        _ => None,
+    });
+    Apes { all: pools.collect() }
+}
+
+/// A mask over keys and compressed entries, to change.
+pub(super) struct Mask<'a> {
+    mask: &'a mut Tensor<f64>,
+    positions: &'a [u32],
+    /// Keys; the rest are entries.
+    keys: usize,
+    ratio: usize,
+}
+
+impl Mask<'_> {
+    /// Sets what is seen of the entries, from a row's position, the entry's number, its tokens, and what was.
+    pub fn entries(&mut self, f: impl Fn(usize, usize, usize, bool) -> bool) {
+        let (keys, width) = (self.keys, self.mask.row_len());
+        self.columns(keys..width, |position, column, m, now| f(position, column - keys, m, now));
+    }
+
+    /// Likewise for the keys, by position.
+    pub fn keys(&mut self, f: impl Fn(usize, usize, usize, bool) -> bool) {
+        self.columns(0..self.keys, f);
+    }
+
+    fn columns(&mut self, columns: std::ops::Range<usize>, f: impl Fn(usize, usize, usize, bool) -> bool) {
+        let width = self.mask.row_len().max(1);
+        for (row, &position) in self.mask.data_mut().chunks_mut(width).zip(self.positions) {
+            for column in columns.clone() {
+                if let Some(x) = row.get_mut(column) {
+                    *x = f64::from(u8::from(f(position as usize, column, self.ratio, *x > 0.0)));
+                }
+            }
+        }
+    }
+}
+
+/// Other masks of layers with compressed entries, where the segment has one.
+pub(super) fn visible_keys(scene: &Scene, detail: &str, f: fn(&mut Mask)) -> Vec<Edit> {
+    let masked = |k: &OpKind| matches!(k, OpKind::VisibleKeys(seen) if seen.ratio.is_some());
+    if scene.find(masked).is_none() {
+        return vec![];
+    }
+    vec![Edit::new(detail).output(move |at, _, value| {
+        let OpKind::VisibleKeys(seen) = &at.op().kind else { return None };
+        let mut mask = value.clone();
+        let positions = &at.site.steps[at.site.step].positions;
+        let keys = at.site.kept + positions.len();
+        f(&mut Mask { mask: &mut mask, positions, keys, ratio: seen.ratio? });
+        Some(mask)
+    })]
 }

@@ -1,6 +1,7 @@
 //! Model families. One file each: its defaults, and its forward pass from top to bottom.
 
 mod decoder;
+mod deepseek_v4;
 mod gemma3_text;
 mod llama;
 mod minimind;
@@ -24,5 +25,12 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] =
-    &[gemma3_text::FAMILY, llama::FAMILY, minimind::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    gemma3_text::FAMILY,
+    llama::FAMILY,
+    minimind::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3_moe::FAMILY,
+    deepseek_v4::FAMILY,
+];

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use super::Activation;
+use super::{Activation, Limit};
 use crate::program::Axis;
 
 /// Rows of a tensor that are one matrix: the whole of it, or an expert's part of a stack.
@@ -48,8 +48,8 @@ pub struct Experts {
     pub experts: Vec<Expert>,
     /// The activation.
     pub activation: Activation,
-    /// The gate is cut off above this before the activation, up beyond it on both sides.
-    pub limit: Option<f64>,
+    /// What gate and up are cut off at.
+    pub limit: Option<Limit>,
     /// Hidden size.
     pub dim: usize,
     /// Inner size of each expert.

@@ -30,13 +30,33 @@ impl Activation {
     }
 }
 
+/// A bound on what goes into a gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// The bound.
+    pub at: f64,
+    /// What it bounds.
+    pub gate: GateLimit,
+}
+
+/// How a gate is bounded; the other factor is bounded on both sides in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateLimit {
+    /// From above, before the activation.
+    Above,
+    /// On both sides, before the activation.
+    BothSides,
+    /// From above, after the activation.
+    Activated,
+}
+
 /// `y = act(gate) * up`, `[T, ffn]` (Shazeer, 2020, arXiv:2002.05202). Inputs: gate, up.
 #[derive(Clone, Debug)]
 pub struct GatedAct {
     /// The activation.
     pub activation: Activation,
-    /// The gate is cut off above this before the activation, up beyond it on both sides.
-    pub limit: Option<f64>,
+    /// What gate and up are cut off at.
+    pub limit: Option<Limit>,
 }
 
 impl GatedAct {

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::TopK;
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 use rayon::prelude::*;
 
 use super::noise::Spread;
-use super::{Executor, Inputs, Values, exact};
+use super::{Executor, Inputs, Values, compressed, exact};
 use crate::error::Error;
+use crate::keys::KeyLabel;
 
 /// What a choice was made from.
 #[derive(Clone, Debug)]
@@ -45,6 +45,12 @@ impl Choice {
     /// The score of a candidate; negative infinity where there is no such.
     pub fn score(&self, row: usize, candidate: usize) -> f64 {
         if candidate < self.candidates() { self.scores.row(row)[candidate] } else { f64::NEG_INFINITY }
+    }
+
+    /// Whether any execution has this value here.
+    pub fn occurs(&self, row: usize, candidate: usize, value: f64) -> bool {
+        let holds = |t: &Tensor<f64>| row < t.rows() && t.row(row).get(candidate) == Some(&value);
+        holds(&self.scores) || self.lanes.iter().any(holds)
     }
 
     /// How far candidate `a` is preferred to `b`, in standard deviations of what rounding does to that: 0
@@ -121,20 +127,19 @@ fn best<T: Real>(scores: &Tensor<T>, k: usize, turned: impl Fn(usize) -> bool) -
     out
 }
 
+/// A choice: the exact one, what it was made from, and each lane's own.
+pub(super) struct Chosen<T> {
+    pub exact: Tensor<T>,
+    pub choice: Option<Choice>,
+    pub lanes: Vec<Arc<Tensor<T>>>,
+}
+
 impl Executor<'_> {
     /// The choices of an operation, step by step: never rounded.
     pub(super) fn choose<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<Values<T>, Error> {
         let (mut values, mut spreads) = (Vec::with_capacity(inputs.len()), Vec::with_capacity(inputs.len()));
         for input in inputs {
-            let (exact, choice, lanes) = match &op.kind {
-                OpKind::TopK(top) => self.top(op, top, input)?,
-                OpKind::TableChoice(table) => {
-                    let rows = input.step.token_ids.iter().map(|&t| t as usize);
-                    let numbers = self.weights.whole_numbers(&table.table, rows)?;
-                    (exact::shaped(op, input.step.token_ids.len(), 0, numbers), None, vec![])
-                }
-                other => unreachable!("{} is no choice", other.name()),
-            };
+            let Chosen { exact, choice, lanes } = self.chosen(op, input)?;
             let edit = |(lane, t): (usize, Arc<Tensor<T>>)| input.edited(Some(lane), &t).map_or(t, Arc::new);
             let lanes = lanes.into_iter().enumerate().map(edit).collect();
             values.push(input.edited(None, &exact).unwrap_or(exact));
@@ -143,42 +148,84 @@ impl Executor<'_> {
         Ok((values, spreads))
     }
 
-    /// The best `k`, what they were chosen from, and each lane's own. An engine whose choice is not known
-    /// may have made the other one wherever rounding decides: half of the lanes do.
-    #[expect(clippy::type_complexity, reason = "three values of one use, named at it")]
-    fn top<T: Real>(
+    /// What is chosen in one step.
+    pub(super) fn chosen<T: Real>(&self, op: &Op, input: &Inputs<T>) -> Result<Chosen<T>, Error> {
+        match &op.kind {
+            OpKind::TopK(top) => {
+                let bias = top.bias.as_ref().map(|b| self.weights.vector::<T>(b)).transpose()?;
+                Ok(self.best_of(op, top.k, input, &|scores| {
+                    let mut scores = scores.clone();
+                    if let Some(bias) = &bias {
+                        for row in scores.data_mut().chunks_mut(bias.len().max(1)) {
+                            row.iter_mut().zip(bias).for_each(|(s, &b)| *s += b);
+                        }
+                    }
+                    scores
+                }))
+            }
+            OpKind::IndexTopK(top) => {
+                let (entries, _) = input.keys.entries(top.ratio);
+                let labels: Vec<KeyLabel> = input.step.labels().collect();
+                Ok(self.best_of(op, top.k, input, &|scores| {
+                    // Entries that are not complete yet are no candidates.
+                    let mut scores = scores.clone();
+                    let (width, first) = (scores.row_len(), labels.len().saturating_sub(scores.rows()));
+                    for (i, s) in scores.data_mut().iter_mut().enumerate() {
+                        let seen = labels.get(first + i / width.max(1)).zip(entries.get(i % width.max(1)));
+                        if !seen.is_some_and(|(row, entry)| entry.is_seen_by(row, top.ratio)) {
+                            *s = T::NEG_INFINITY;
+                        }
+                    }
+                    scores
+                }))
+            }
+            OpKind::TableChoice(table) => {
+                let rows = input.step.token_ids.iter().map(|&t| t as usize);
+                let numbers = self.weights.whole_numbers(&table.table, rows)?;
+                let exact = exact::shaped(op, input.step.token_ids.len(), 0, numbers);
+                Ok(Chosen { exact, choice: None, lanes: vec![] })
+            }
+            OpKind::VisibleKeys(seen) => {
+                let lanes = input.values.iter().map(|v| v.lanes.len()).max().unwrap_or(0);
+                // Only the choice of entries matters, and it differs between lanes where rounding decides it.
+                let lanes = if input.values.len() > 1 && self.arithmetic.is_some() { lanes } else { 0 };
+                let of = |lane| compressed::visible(seen, &input.tensors(lane), input);
+                Ok(Chosen {
+                    exact: of(None),
+                    choice: None,
+                    lanes: (0..lanes).map(|l| Arc::new(of(Some(l)))).collect(),
+                })
+            }
+            other => unreachable!("{} is no choice", other.name()),
+        }
+    }
+
+    /// The best `k` of the candidates. An engine whose choice is not known may have made the other one
+    /// wherever rounding decides: half of the lanes do.
+    fn best_of<T: Real>(
         &self,
         op: &Op,
-        top: &TopK,
+        k: usize,
         input: &Inputs<T>,
-    ) -> Result<(Tensor<T>, Option<Choice>, Vec<Arc<Tensor<T>>>), Error> {
-        let bias = top.bias.as_ref().map(|b| self.weights.vector::<T>(b)).transpose()?;
-        let biased = |scores: &Tensor<T>| {
-            let mut scores = scores.clone();
-            if let Some(bias) = &bias {
-                for row in scores.data_mut().chunks_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(s, &b)| *s += b);
-                }
-            }
-            scores
-        };
+        candidates: &(dyn Fn(&Tensor<T>) -> Tensor<T> + Sync),
+    ) -> Chosen<T> {
         let flight = &input.values[0];
-        let scores = biased(&flight.exact);
+        let scores = candidates(&flight.exact);
         let rows = scores.rows();
-        let exact = exact::shaped(op, rows, 0, best(&scores, top.k, |_| false));
+        let exact = exact::shaped(op, rows, 0, best(&scores, k, |_| false));
         if self.arithmetic.is_none() {
-            return Ok((exact, None, vec![]));
+            return Chosen { exact, choice: None, lanes: vec![] };
         }
-        let lanes: Vec<Tensor<T>> = flight.lanes.par_iter().map(|lane| biased(lane)).collect();
+        let lanes: Vec<Tensor<T>> = flight.lanes.par_iter().map(|lane| candidates(lane)).collect();
         let choice =
             Choice { scores: scores.cast(), lanes: lanes.iter().skip(1).map(Tensor::cast).collect() };
-        let open: Vec<bool> = (0..rows).map(|row| choice.margin(row, top.k) <= TIE).collect();
+        let open: Vec<bool> = (0..rows).map(|row| choice.margin(row, k) <= TIE).collect();
         let lane = |number: usize| {
             let scores = lanes.get(number).unwrap_or(&scores);
-            Arc::new(exact::shaped(op, rows, 0, best(scores, top.k, |row| number % 2 == 1 && open[row])))
+            Arc::new(exact::shaped(op, rows, 0, best(scores, k, |row| number % 2 == 1 && open[row])))
         };
         let lanes = (0..self.lanes).map(lane).collect();
-        Ok((exact, Some(choice), lanes))
+        Chosen { exact, choice: Some(choice), lanes }
     }
 }
 

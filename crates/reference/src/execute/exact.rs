@@ -4,7 +4,7 @@ use firstdiff_model::ops::Linear;
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
 
-use super::Inputs;
+use super::{Inputs, compressed};
 use crate::arithmetic::Arithmetic;
 use crate::error::Error;
 use crate::kernels::experts::Run;
@@ -53,7 +53,7 @@ pub(super) fn compute<T: Real>(
 
 /// One execution of a mixture of experts: exact, or lane `number` of operation `turn`.
 pub(super) fn run<'a, T: Real>(
-    inputs: &'a Inputs<T>,
+    inputs: &'a Inputs<'_, T>,
     lane: Option<(&'a Arithmetic, Random, usize)>,
     turn: usize,
 ) -> Run<'a, T> {
@@ -145,10 +145,27 @@ pub(super) fn pointwise<T: Real>(
                 router::weights(kernels::tail(first, rows), first.row_len(), choice, weights, rounding);
             shaped(op, rows, 0, data)
         }
-        OpKind::Linear(_) | OpKind::Embed(_) | OpKind::Experts(_) | OpKind::Cache(_) => {
+        OpKind::Streams(_)
+        | OpKind::HcWeights(_)
+        | OpKind::HcCollapse(_)
+        | OpKind::HcExpand(_)
+        | OpKind::WideNorm(_)
+        | OpKind::TailRope(_)
+        | OpKind::Pool(_)
+        | OpKind::JoinKeys(_)
+        | OpKind::IndexScores(_)
+        | OpKind::SinkProbs(_)
+        | OpKind::GroupedLinear(_) => compressed::compute(op, values, inputs, weights, rounding)?,
+        OpKind::EntryCache(_)
+        | OpKind::Linear(_)
+        | OpKind::Embed(_)
+        | OpKind::Experts(_)
+        | OpKind::Cache(_) => {
             unreachable!("handled over all steps at once")
         }
-        OpKind::TopK(_) | OpKind::TableChoice(_) => unreachable!("choices are made in choice.rs"),
+        OpKind::TopK(_) | OpKind::TableChoice(_) | OpKind::IndexTopK(_) | OpKind::VisibleKeys(_) => {
+            unreachable!("choices are made in choice.rs")
+        }
     })
 }
 
@@ -157,7 +174,7 @@ pub(super) fn shaped<T: Real>(op: &Op, tokens: usize, keys: usize, data: Vec<T>)
     tensor(firstdiff_model::extents(&op.axes, tokens, keys), data)
 }
 
-fn tensor<T: Real>(shape: impl Into<Vec<usize>>, data: Vec<T>) -> Tensor<T> {
+pub(super) fn tensor<T: Real>(shape: impl Into<Vec<usize>>, data: Vec<T>) -> Tensor<T> {
     let shape = shape.into();
     Tensor::new(shape, data).unwrap_or_else(|e| unreachable!("kernels return whole tensors: {e}"))
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::{Activation, Experts, Linear};
+use firstdiff_model::ops::{Activation, Experts, GroupedLinear, Linear};
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
@@ -15,7 +15,7 @@ use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, sh
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::{input_variance, weight_variance};
-use crate::kernels::{self, Rounding, attention, sum_variance};
+use crate::kernels::{self, Rounding, attention, index_scores, sum_variance};
 use crate::random::Random;
 
 /// Noise to report where the tap is recorded, lanes to go on with where it is not.
@@ -43,8 +43,11 @@ pub(super) fn compute<T: Real>(
     (plain, edited): (&[Tensor<T>], &[Option<Tensor<T>>]),
     recorded: &[bool],
 ) -> Result<Vec<Spread<T>>, Error> {
+    let widened = op.wide.then(|| arithmetic.widened());
+    let arithmetic = widened.as_ref().unwrap_or(arithmetic);
     let sums = match &op.kind {
         OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, plain)?,
+        OpKind::GroupedLinear(linear) => grouped_sums(executor, arithmetic, linear, inputs, plain)?,
         _ => {
             let sums = |(i, y): (&Inputs<T>, &Tensor<T>)| attention_sums(arithmetic, op, i, y);
             inputs.iter().zip(plain).map(sums).collect()
@@ -136,8 +139,8 @@ fn edited_lanes<T: Real>(inputs: &Inputs<T>, plain: &Tensor<T>, lanes: Vec<Tenso
 /// What is rounded last in an operation.
 fn repeats(op: &Op, a: &Arithmetic) -> Repeats {
     match &op.kind {
-        OpKind::RmsNorm(_) => Repeats::Channels,
-        OpKind::Rope(_) => Repeats::Heads,
+        OpKind::RmsNorm(_) | OpKind::WideNorm(_) => Repeats::Channels,
+        OpKind::Rope(_) | OpKind::TailRope(_) => Repeats::Heads,
         OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => Repeats::Digits,
         OpKind::Embed(e) if e.scale != 1.0 => Repeats::Digits,
         OpKind::SoftCap(_) => Repeats::Digits,
@@ -270,6 +273,43 @@ fn linear_sums<T: Real>(
     Ok(out)
 }
 
+/// Variance of the sums of a product of groups, like [`linear_sums`].
+fn grouped_sums<T: Real>(
+    executor: &Executor,
+    a: &Arithmetic,
+    op: &GroupedLinear,
+    inputs: &[Inputs<T>],
+    exact: &[Tensor<T>],
+) -> Result<Vec<Option<Vec<f64>>>, Error> {
+    let rounding = a.input_rounding(executor.weights.storage(&op.weight)?);
+    let split = |products: f64, sum: f64| match a.split_sums {
+        0 | 1 => 0.0,
+        parts => sum_variance(a.store, parts, products, sum),
+    };
+    let factor = sum_variance(a.accumulate, op.input, 1.0, 0.0) + split(1.0, 0.0);
+    let step = |(input, y): (&Inputs<T>, &Tensor<T>)| {
+        let x = input.values[0].exact.data();
+        let product = |squares: &[f32], map| {
+            executor.weights.grouped_product(&op.weight, squares, op.groups, Some(map))
+        };
+        let rounded = input_variance(x, op.input, rounding);
+        let squares: Vec<f32> =
+            x.iter().zip(rounded).map(|(x, v)| (v + factor * x.to_f64() * x.to_f64()) as f32).collect();
+        let mut variance = product(&squares, |w| w * w)?;
+        if let Some(format) = a.second_factor() {
+            let squares: Vec<f32> = x.iter().map(|x| x.to_f32() * x.to_f32()).collect();
+            let weights = product(&squares, weight_variance(format))?;
+            variance.iter_mut().zip(weights).for_each(|(v, w)| *v += w);
+        }
+        let sums = variance.iter().zip(y.data()).map(|(&v, y)| {
+            let sum = y.to_f64();
+            f64::from(v) + sum_variance(a.accumulate, op.input, 0.0, sum) + split(0.0, sum)
+        });
+        Ok(Some(sums.collect()))
+    };
+    inputs.iter().zip(exact).map(step).collect()
+}
+
 /// Products of the lanes' inputs, where lanes differ.
 fn linear_lanes<T: Real>(
     executor: &Executor,
@@ -330,6 +370,11 @@ fn attention_sums<T: Real>(
     };
     let square = |t: &Tensor<T>| -> Vec<f64> { t.data().iter().map(|x| x.to_f64() * x.to_f64()).collect() };
     match &op.kind {
+        OpKind::IndexScores(scores) => {
+            let tokens = value(0).rows().min(value(1).rows());
+            let (q, w) = (kernels::tail(value(0), tokens), kernels::tail(value(1), tokens));
+            Some(index_scores::variance(q, w, value(2).data(), scores, a.accumulate))
+        }
         OpKind::AttnScores(scores) => {
             let (q, k) = (value(0), value(1));
             let products = attention::scores(
@@ -375,6 +420,14 @@ fn attention_sums<T: Real>(
 /// Lanes of a value that is recorded and so replaced by the engine's own.
 const MEASURING: usize = 5;
 
+/// Whether an operation that works on one step alone rounds inner values.
+fn rounds_inside(kind: &OpKind) -> bool {
+    matches!(kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
+        || matches!(kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_) | OpKind::SoftCap(_))
+        || matches!(kind, OpKind::WideNorm(_) | OpKind::TailRope(_) | OpKind::SinkProbs(_) | OpKind::Pool(_))
+        || matches!(kind, OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_))
+}
+
 /// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
 fn pointwise_lanes<T: Real>(
     executor: &Executor,
@@ -385,9 +438,7 @@ fn pointwise_lanes<T: Real>(
     step: usize,
     recorded: bool,
 ) -> Result<Vec<Tensor<T>>, Error> {
-    let rounds_inside =
-        matches!(op.kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
-            || matches!(op.kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_) | OpKind::SoftCap(_));
+    let rounds_inside = rounds_inside(&op.kind);
     let differ = inputs.values.iter().any(|v| !v.lanes.is_empty());
     if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
         return Ok(vec![]);

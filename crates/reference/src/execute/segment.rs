@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use firstdiff_model::{Op, OpKind};
+use firstdiff_model::Op;
+use firstdiff_model::ops::State;
 use firstdiff_tensor::{Real, Tensor};
 
 use super::{Choice, Executor, Flight, Inputs, Noise, StepInput, noise};
@@ -79,7 +80,7 @@ pub struct Predicted<T> {
     pub exact: Tensor<T>,
     /// What rounding may do to it; only for targets, where the executor has an arithmetic.
     pub noise: Option<Noise<T>>,
-    /// What a choice was made from.
+    /// What a choice was made from, where scores decide it.
     pub choice: Option<Choice>,
 }
 
@@ -116,11 +117,9 @@ impl Executor<'_> {
                 inputs.push(self.edited_inputs(site, &keys[step], recorded, &mut flights, edits)?);
             }
             let wanted: Vec<bool> = at.iter().map(|&step| targets.contains(&(index, step))).collect();
-            let outputs = match &op.kind {
-                OpKind::Cache(cache) => {
-                    self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?
-                }
-                _ => {
+            let outputs = match op.kind.state() {
+                Some(cache) => self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?,
+                None => {
                     let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;
                     exact.into_iter().zip(spreads).collect()
                 }
@@ -147,7 +146,7 @@ impl Executor<'_> {
                 continue;
             }
             let op = &self.program.ops[index];
-            let stateful = matches!(op.kind, OpKind::Cache(_));
+            let stateful = op.kind.state().is_some();
             if stateful && step > 0 {
                 pending.push((index, step - 1));
             }
@@ -202,7 +201,7 @@ impl Executor<'_> {
     fn cache_rows<T: Real>(
         &self,
         index: usize,
-        cache: &firstdiff_model::ops::Cache,
+        cache: State,
         at: &[usize],
         inputs: &[Inputs<T>],
         recorded: &dyn Recorded<T>,
@@ -211,10 +210,16 @@ impl Executor<'_> {
     ) -> Result<Rows<T>, Error> {
         let mut outputs = Vec::with_capacity(at.len());
         for ((&step, input), &wanted) in at.iter().zip(inputs).zip(wanted) {
-            state.truncate(index, input.keys.kept, cache.heads * cache.dim);
+            state.truncate(index, input.keys.kept_rows(cache.ratio), cache.heads * cache.dim);
             let shape = (cache.heads, cache.dim);
             let Some(new) = input.values.first() else {
-                let rows = input.step.token_ids.len();
+                let rows = match cache.ratio {
+                    None => input.step.token_ids.len(),
+                    Some(ratio) => {
+                        let (all, before) = input.keys.entries(ratio);
+                        all.len() - before
+                    }
+                };
                 let value =
                     recorded.read(index, step)?.unwrap_or_else(|| Tensor::zeros([0, shape.0, shape.1]));
                 let rows = rows.min(value.rows());

@@ -1,4 +1,4 @@
-use firstdiff_model::ops::{Activation, GatedAct};
+use firstdiff_model::ops::{Activation, GateLimit, GatedAct};
 use firstdiff_tensor::Real;
 use rayon::prelude::*;
 
@@ -16,17 +16,24 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: 
     let (gate, up) = match op.limit {
         None => (gate, up),
         Some(limit) => {
-            let limit = T::from_f64(limit);
+            let way = limit.gate;
+            let limit = T::from_f64(limit.at);
             let below = |x: &T| if *x > limit { limit } else { *x };
-            cut_gate.extend(gate.iter().map(below));
-            cut_up.extend(up.iter().map(|x| if *x < -limit { -limit } else { below(x) }));
+            let between = |x: &T| if *x < -limit { -limit } else { below(x) };
+            cut_gate.extend(gate.iter().map(|x| match way {
+                GateLimit::Above => below(x),
+                GateLimit::BothSides => between(x),
+                GateLimit::Activated => *x,
+            }));
+            cut_up.extend(up.iter().map(between));
             (cut_gate.as_slice(), cut_up.as_slice())
         }
     };
+    let activated = op.limit.filter(|l| l.gate == GateLimit::Activated).map(|l| l.at);
     let mut out = vec![T::ZERO; gate.len()];
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
         let first = block * BLOCK;
-        if rounding.is_exact() && act == Activation::Silu {
+        if rounding.is_exact() && act == Activation::Silu && activated.is_none() {
             let n = out.len();
             let inputs = gate[first..first + n].iter().zip(&up[first..first + n]);
             for (out, (&x, &up)) in out.iter_mut().zip(inputs) {
@@ -62,7 +69,8 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: 
                 }
                 Activation::Identity => x,
             };
-            let y = T::from_f64(y.to_f64() * rounding.lean(8.0, 0));
+            let y = y.to_f64() * rounding.lean(8.0, 0);
+            let y = T::from_f64(activated.map_or(y, |limit| y.min(limit)));
             let y = match table {
                 Some(format) if act == Activation::GeluTanh => entry.store_in(format, y, at),
                 _ => y,

@@ -7,16 +7,25 @@
 pub(crate) mod attention;
 pub(crate) mod experts;
 mod gated_act;
+pub(crate) mod hyper;
+pub(crate) mod index_scores;
 pub(crate) mod input;
+mod pool;
 mod rms_norm;
 mod rope;
 pub(crate) mod router;
 mod soft_cap;
+mod tail_rope;
+pub(crate) mod visible;
+mod wide_norm;
 
 pub(crate) use gated_act::gated_act;
+pub(crate) use pool::pool;
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope::rope;
 pub(crate) use soft_cap::soft_cap;
+pub(crate) use tail_rope::tail_rope;
+pub(crate) use wide_norm::wide_norm;
 
 use firstdiff_tensor::{Float, Real, Tensor};
 
@@ -65,6 +74,16 @@ impl<'a> Rounding<'a> {
             None => x,
             Some((a, _)) if self.nearest => T::from_f64(a.store.round(x.to_f64())),
             Some((a, random)) => T::from_f64(a.store.round_randomly(x.to_f64(), random.bits(index))),
+        }
+    }
+
+    /// Holds an inner value in the format of running sums.
+    #[inline]
+    pub fn hold(&self, x: f64, index: usize) -> f64 {
+        match self.lane {
+            None => x,
+            Some((a, _)) if self.nearest => a.accumulate.round(x),
+            Some((a, random)) => a.accumulate.round_randomly(x, random.bits(index)),
         }
     }
 

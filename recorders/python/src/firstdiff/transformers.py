@@ -1,4 +1,4 @@
-"""Records Hugging Face transformers: Llama, Qwen2 / Qwen2.5, Qwen3 (dense and MoE) and Gemma 3, eager or sdpa attention.
+"""Records Hugging Face transformers: Llama, Qwen2 / Qwen2.5, Qwen3 (dense and MoE), Gemma 3 (eager or sdpa attention); DeepSeek-V4.
 
     import firstdiff.transformers
 
@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterable, Iterator, Optional, Union
 import torch
 from torch import nn
 
-from . import __version__
+from . import __version__, _deepseek_v4
 from ._attention import ScoreWatcher, watch
 from ._describe import describe, sampling
 from ._forward import Forward, is_one_sequence, read_call, rows_of
@@ -29,7 +29,7 @@ from .trace import Array, Raw, Writer
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
-FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text")
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "deepseek_v4")
 
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
 
@@ -75,6 +75,7 @@ class Recorder:
         self.model = model
         self.tokenizer = tokenizer
         self.wants = selection.wants
+        self.wants_any = selection.wants_any
         self.attention = attention
         self.implementation = model.config._attn_implementation or "eager"
         self.session = Session(
@@ -107,6 +108,12 @@ class Recorder:
 
     def _attach(self) -> None:
         model, config = self.model, self.model.config
+        if config.model_type == "deepseek_v4":
+            self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
+            _deepseek_v4.attach(self)
+            self._wrap_generate()
+            return
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
@@ -193,11 +200,12 @@ class Recorder:
         if self._current is not None:
             self._take(tap, value.unflatten(0, (self._current.batch, self._current.tokens)))
 
-    def _input(self, module: nn.Module, tap: str, heads: Optional[int] = None) -> None:
+    def _input(self, module: nn.Module, tap: str, heads: Optional[int] = None, groups: bool = False) -> None:
+        """What a module is given; with `groups`, heads lie in groups."""
         if self.wants(tap):
 
             def hook(_module: nn.Module, args: tuple) -> None:
-                self._take(tap, args[0], heads)
+                self._take(tap, args[0].flatten(-2) if groups else args[0], heads)
 
             self._undo.append(module.register_forward_pre_hook(hook).remove)
 
@@ -270,6 +278,10 @@ class Recorder:
 
         if call is not None:
             self.session.guard(take)
+
+    def keep(self, call: Forward, tap: str, value: torch.Tensor) -> None:
+        """A value whose rows are not tokens."""
+        call.taps[tap] = _copy(value)
 
     # ---- attention --------------------------------------------------------------------------------------------
 
