@@ -239,6 +239,24 @@ impl Checkpoint {
         Ok(out)
     }
 
+    /// The whole tensor as it would be read, had the file other bytes for it: `edit` changes a copy of
+    /// them, in whole blocks, one stored row after another.
+    ///
+    /// # Errors
+    /// When the tensor is not one of this checkpoint.
+    pub fn read_edited(&self, t: &TensorInfo, edit: impl FnOnce(&mut [u8])) -> Result<Vec<f32>, Error> {
+        let mut stored = self.stored(t)?.to_vec();
+        edit(&mut stored);
+        let width = t.row_len();
+        let mut out = vec![0.0; t.len()];
+        for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+            let at = t.place.permuted_head_dim.map_or(row, |dim| permute::stored_row(row, dim));
+            values::read(t.storage, &stored, at * width..(at + 1) * width, out)
+                .ok_or_else(|| self.foreign(t))?;
+        }
+        Ok(out)
+    }
+
     /// The tensor's values in the mapped file itself, when they are stored as aligned little-endian
     /// binary32 in the order that [`Checkpoint::read`] gives.
     pub fn mapped_f32(&self, t: &TensorInfo) -> Option<&[f32]> {

@@ -36,6 +36,16 @@ impl At<'_> {
         self.weights.whole(name).ok()
     }
 
+    /// A number as the engine stores results of operations.
+    pub fn stored(&self, x: f64) -> f64 {
+        self.evidence.arithmetic.store.round(x)
+    }
+
+    /// The model's program.
+    pub fn program(&self) -> &Program {
+        &self.evidence.model.program
+    }
+
     /// What the engine recorded of another operation or step.
     pub fn recorded(&self, op: usize, step: usize) -> Option<Tensor<f64>> {
         if step >= self.site.steps.len() {
@@ -60,12 +70,33 @@ impl Weight<'_> {
         self.weights.whole(self.name).ok()
     }
 
+    /// Those of any weight, with its shape.
+    pub fn any(&self, name: &str) -> Option<(&[usize], Arc<Vec<f32>>)> {
+        Some((self.weights.shape(name)?, self.weights.whole(name).ok()?))
+    }
+
+    /// Its values, had the file other bytes for it: `edit` changes a copy of the stored blocks. Not rounded.
+    pub fn decoded(&self, edit: impl FnOnce(&mut [u8])) -> Option<Vec<f32>> {
+        self.weights.decoded(self.name, edit).ok()
+    }
+
+    /// The name of the format in which the file stores it.
+    pub fn format(&self) -> Option<&'static str> {
+        self.weights.format(self.name)
+    }
+
+    /// Values rounded to the format that the engine holds weights in.
+    pub fn loaded(&self, values: Vec<f32>) -> Vec<f32> {
+        self.weights.loaded(values)
+    }
+
     /// Those of another weight of the same shape.
     pub fn other(&self, name: &str) -> Option<Arc<Vec<f32>>> {
         (self.weights.shape(name)? == self.shape).then(|| self.weights.whole(name).ok()).flatten()
     }
 }
 
+type LostEdit = Box<dyn Fn(&At, &Tensor<f64>) -> Option<Vec<bool>> + Send + Sync>;
 type ProgramEdit = Box<dyn Fn(&mut Program) + Send + Sync>;
 type WeightEdit = Box<dyn Fn(&Weight) -> Option<Vec<f32>> + Send + Sync>;
 type PositionEdit = Box<dyn Fn(&At, &mut Vec<u32>) + Send + Sync>;
@@ -86,6 +117,7 @@ pub struct Edit {
     keys: Option<KeyEdit>,
     input: Option<InputEdit>,
     output: Option<OutputEdit>,
+    lost: Option<LostEdit>,
 }
 
 impl Edit {
@@ -157,6 +189,16 @@ impl Edit {
         self
     }
 
+    /// Which elements of a value are not finite in the engine, as it should then be.
+    #[must_use]
+    pub fn lost(
+        mut self,
+        f: impl Fn(&At, &Tensor<f64>) -> Option<Vec<bool>> + Send + Sync + 'static,
+    ) -> Edit {
+        self.lost = Some(Box::new(f));
+        self
+    }
+
     /// The replacement of one weight, where there is one.
     pub(crate) fn replaced(&self, weight: &Weight) -> Option<Vec<f32>> {
         let values = self.weight.as_ref()?(weight)?;
@@ -172,6 +214,15 @@ pub(crate) struct Applied<'a> {
 }
 
 impl Applied<'_> {
+    /// Takes from a predicted value what the edit says is not finite. Its noise is of what there would be:
+    /// nothing can be computed with the rest.
+    pub fn lose(&self, site: &Site, value: &mut Tensor<f64>) {
+        let lost = self.edit.lost.as_ref().and_then(|f| f(&self.at(site), value));
+        if let Some(lost) = lost.filter(|lost| lost.len() == value.len()) {
+            value.data_mut().iter_mut().zip(lost).filter(|(_, lost)| *lost).for_each(|(x, _)| *x = f64::NAN);
+        }
+    }
+
     fn at<'s>(&'s self, site: &'s Site<'s>) -> At<'s> {
         At { site, weights: self.weights, evidence: self.evidence }
     }

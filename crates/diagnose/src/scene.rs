@@ -27,6 +27,8 @@ pub struct Scene<'a> {
     pub taps: Vec<String>,
     /// The layers in which they are wrong; empty for taps outside layers.
     pub layers: Vec<usize>,
+    /// The steps in which they are wrong.
+    pub wrong_steps: Vec<usize>,
     /// The engine's value.
     pub engine: Tensor<f64>,
     evidence: &'a Evidence<'a>,
@@ -54,6 +56,7 @@ impl<'a> Scene<'a> {
             ops: exact.keys().copied().collect(),
             taps: finding.taps.iter().map(|t| firstdiff_trace::tap::split(t).1.to_string()).collect(),
             layers: finding.layers.clone(),
+            wrong_steps: finding.steps.clone(),
             engine,
             evidence,
             weights: &trial.weights,
@@ -110,6 +113,18 @@ impl<'a> Scene<'a> {
     /// A weight, whole; `None` where the model lacks it.
     pub fn weight(&self, name: &str) -> Option<Arc<Vec<f32>>> {
         self.weights.whole(name).ok()
+    }
+
+    /// The format in which the file stores a weight, by name.
+    pub fn format(&self, name: &str) -> Option<&'static str> {
+        self.weights.format(name)
+    }
+
+    /// Names of the weights of all operations that are called like operation `op`, in every layer.
+    pub fn weights_like(&self, op: usize) -> Vec<String> {
+        let tap = short(&self.program().ops[op]);
+        let same = self.program().ops.iter().filter(|o| short(o) == tap);
+        same.filter_map(|o| o.kind.weights().first().map(|(name, _)| name.to_string())).collect()
     }
 
     /// A number of the model's configuration, as the file spells it.

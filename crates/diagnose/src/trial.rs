@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
 use firstdiff_model::Program;
-use firstdiff_reference::{Arithmetic, Executor, Predicted, Weights};
+use firstdiff_reference::{Arithmetic, Executor, Predicted, Recorded as _, Site, Weights};
 use firstdiff_tensor::Tensor;
 
 use crate::Error;
 use crate::edit::{Applied, Edit, Weight};
+use crate::rank::FAR;
 
 /// Places: an operation and a step each.
 pub(crate) type Places = BTreeSet<(usize, usize)>;
@@ -63,7 +64,15 @@ impl<'a> Trial<'a> {
             lanes: if arithmetic.is_some() { self.lanes } else { 0 },
             progress: None,
         };
-        let ops: BTreeSet<usize> = executor.needed(places, self.evidence).iter().map(|p| p.0).collect();
+        let needed = executor.needed(places, self.evidence);
+        // An edited program may read what comes later: only where that is recorded.
+        let there = |&(op, step): &(usize, usize)| {
+            program.ops[op].inputs.iter().all(|input| input.0 < op || self.evidence.has(input.0, step))
+        };
+        if edited.is_some() && !needed.iter().all(there) {
+            return Ok(None);
+        }
+        let ops: BTreeSet<usize> = needed.iter().map(|p| p.0).collect();
         let mut replaced = HashMap::new();
         for &op in &ops {
             for (name, shape) in program.ops[op].kind.weights() {
@@ -84,7 +93,12 @@ impl<'a> Trial<'a> {
         let executor = Executor { weights: &weights, ..executor };
         let applied = Applied { edit, weights: &self.weights, evidence: self.evidence };
         let steps = &self.evidence.steps;
-        Ok(Some(executor.segment(steps, places, self.evidence, &applied, inner)?))
+        let mut predicted = executor.segment(steps, places, self.evidence, &applied, inner)?;
+        for p in predicted.iter_mut().filter(|p| places.contains(&(p.op, p.step))) {
+            let site = Site { index: p.op, op: &program.ops[p.op], step: p.step, steps, kept: 0 };
+            applied.lose(&site, &mut p.exact);
+        }
+        Ok(Some(predicted))
     }
 
     /// The error that `edit` leaves at the worst of `places`, in noise floors; the largest there is where
@@ -112,11 +126,17 @@ impl<'a> Trial<'a> {
     }
 }
 
+/// The error, relative to the value, beyond which a prediction is none.
+const HALF: f64 = 0.5;
+
 /// Where healthy ends, in the unit of [`residual`].
 pub(crate) const INSIDE: f64 = THRESHOLDS.whole;
 
 /// The error of the worst part, in noise floors of a whole value: parts, factors and offsets count by
 /// how near they are to being wrong.
 pub(crate) fn residual(measured: &Measured) -> f64 {
-    if measured.non_finite > 0 { MAX_RATIO } else { (measured.severity() * INSIDE).min(MAX_RATIO) }
+    // Weights of absurd sizes have noise in which everything drowns: what leaves half of the value is no
+    // explanation, whatever its noise.
+    let least = if measured.rel_l2 <= HALF { 0.0 } else { FAR };
+    if measured.non_finite > 0 { MAX_RATIO } else { (measured.severity() * INSIDE).clamp(least, MAX_RATIO) }
 }

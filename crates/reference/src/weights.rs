@@ -81,6 +81,26 @@ impl<'m> Weights<'m> {
         self.checkpoint.tensor(name).ok_or_else(|| Error::MissingWeight { name: name.to_string() })
     }
 
+    /// A whole weight, had the file other bytes for it (see [`Checkpoint::read_edited`]), before it is rounded
+    /// to the format that operations use.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it or it cannot be read.
+    pub fn decoded(&self, name: &str, edit: impl FnOnce(&mut [u8])) -> Result<Vec<f32>, Error> {
+        Ok(self.checkpoint.read_edited(self.info(name)?, edit)?)
+    }
+
+    /// The name of the format in which the file stores a weight.
+    pub fn format(&self, name: &str) -> Option<&'static str> {
+        self.checkpoint.tensor(name).map(|t| t.storage.name())
+    }
+
+    /// Rounds values to the format that operations use.
+    pub fn loaded(&self, mut values: Vec<f32>) -> Vec<f32> {
+        self.round(&mut values);
+        values
+    }
+
     /// How the file stores this weight.
     pub(crate) fn storage(&self, name: &str) -> Result<Storage, Error> {
         Ok(self.info(name)?.storage)

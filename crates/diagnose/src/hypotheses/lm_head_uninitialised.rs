@@ -5,7 +5,8 @@
 //!
 //! ## How it shows
 //!
-//! Everything up to `final_norm` is right and logits are all zero, or noise.
+//! Everything up to `final_norm` is right and logits are all zero, or noise. Noise is only told from other wrong
+//! matrices in a trace with more tokens than the hidden size.
 //!
 //! ## Seen in
 //!
@@ -16,13 +17,16 @@
 //!
 //! Tie the output matrix after loading, and fail when a parameter was not loaded.
 
+use super::fits::unrelated;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if scene.find_tap("logits").is_none() {
         return vec![];
     }
-    vec![Edit::new("the output matrix is zero").output(|at, _, value| {
+    let zero = Edit::new("the output matrix is zero").output(|at, _, value| {
         (at.tap() == "logits").then(|| firstdiff_tensor::Tensor::zeros(value.shape().to_vec()))
-    })]
+    });
+    let here = scene.program().ops[scene.op].tap == "logits";
+    std::iter::once(zero).chain(here.then(|| unrelated(scene)).flatten()).collect()
 }

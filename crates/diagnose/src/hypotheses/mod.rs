@@ -3,6 +3,8 @@
 //! A file's module comment is what `firstdiff explain ID` prints. Its `propose` looks at a scene and
 //! returns edits: at least one wherever the hypothesis could hold, none elsewhere.
 
+mod fits;
+mod quant;
 mod tools;
 
 use crate::{Edit, Scene};
@@ -95,11 +97,8 @@ hypotheses! {
     moe_weights_not_applied => "moe-weights-not-applied",
     moe_shared_expert_dropped => "moe-shared-expert-dropped",
     expert_index_wrong => "expert-index-wrong",
-    embed_scale_missing => "embed-scale-missing",
     embed_scale_rounding => "embed-scale-rounding",
-    norm_placement_wrong => "norm-placement-wrong",
     final_softcap_missing => "final-softcap-missing",
-    final_softcap_extra => "final-softcap-extra",
     softcap_formula_wrong => "softcap-formula-wrong",
     lm_head_tied_by_mistake => "lm-head-tied-by-mistake",
     lm_head_uninitialised => "lm-head-uninitialised",
@@ -133,6 +132,44 @@ hypotheses! {
     entries_not_attended => "entries-not-attended",
     quant_row_scale_as_scalar => "quant-row-scale-as-scalar",
     weights_not_loaded => "weights-not-loaded",
+    weight_fused_qkv_layout => "weight-fused-qkv-layout",
+    tp_fused_qkv_order => "tp-fused-qkv-order",
+    tp_kv_replication => "tp-kv-replication",
+    layer_order_wrong => "layer-order-wrong",
+    weight_dtype_misread => "weight-dtype-misread",
+    norm_weight_dtype_misread => "norm-weight-dtype-misread",
+    weight_dtype_lossy => "weight-dtype-lossy",
+    dispatch_threshold_batch => "dispatch-threshold-batch",
+    quant_zero_point_off_by_one => "quant-zero-point-off-by-one",
+    quant_nibble_order => "quant-nibble-order",
+    quant_signed_encoding => "quant-signed-encoding",
+    quant_block_layout => "quant-block-layout",
+    quant_blocks_left_zero => "quant-blocks-left-zero",
+    quant_scale_missing => "quant-scale-missing",
+    quant_scale_transposed => "quant-scale-transposed",
+    quant_scale_rounding_mismatch => "quant-scale-rounding-mismatch",
+    quant_scale_double => "quant-scale-double",
+    awq_fold_wrong_norm => "awq-fold-wrong-norm",
+    matmul_partial_reduction => "matmul-partial-reduction",
+    batch_row_corruption => "batch-row-corruption",
+    cross_request_contamination => "cross-request-contamination",
+    kernel_int32_offset => "kernel-int32-offset",
+    embedding_gather_tail => "embedding-gather-tail",
+    embed_scale_missing => "embed-scale-missing",
+    logit_scale_missing => "logit-scale-missing",
+    final_softcap_extra => "final-softcap-extra",
+    qk_norm_missing => "qk-norm-missing",
+    qk_norm_order_vs_rope => "qk-norm-order-vs-rope",
+    qk_norm_wrong_axis => "qk-norm-wrong-axis",
+    norm_placement_wrong => "norm-placement-wrong",
+    parallel_residual_norm_crossed => "parallel-residual-norm-crossed",
+    residual_multiplier_missing => "residual-multiplier-missing",
+    inplace_aliasing => "inplace-aliasing",
+    kernel_partial_vector_load => "kernel-partial-vector-load",
+    dtype_fp16_overflow => "dtype-fp16-overflow",
+    matmul_fp16_accumulate => "matmul-fp16-accumulate",
+    uninit_output_padding => "uninit-output-padding",
+    uninit_kv_nan_masked => "uninit-kv-nan-masked",
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 //!
 //! ## How it shows
 //!
-//! One operation's output is all zero, or looks as if the weight were one.
+//! One operation's output is all zero, or looks as if the weight were one, or is a product with a matrix that has
+//! nothing to do with the file's. The last is only seen in a trace with more tokens than the matrix has
+//! input channels.
 //!
 //! ## Seen in
 //!
@@ -17,6 +19,7 @@
 
 use firstdiff_model::OpKind;
 
+use super::fits::unrelated;
 use crate::scene::short;
 use crate::{Edit, Scene};
 
@@ -45,6 +48,9 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
             Edit::new(format!("the weight of {tap} was never loaded: {what}"))
                 .weight(move |w| names.iter().any(|n| n == w.name).then(|| vec![value; w.shape.iter().product()])),
         );
+    }
+    if scene.program().ops[scene.op].tap != "logits" {
+        edits.extend(unrelated(scene));
     }
     edits
 }

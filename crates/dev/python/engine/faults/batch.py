@@ -75,3 +75,18 @@ class RowZero(_Batch):
     def linear(self, engine, right, x, module):
         y = right(x, module)
         return y * math.nan if module == "gate_proj" and engine is not engine.batch[0] else y
+
+
+class OtherRequest(_Batch):
+    """Its new row's too: the slot is the other one's altogether."""
+
+    id = "cross-request-contamination"
+    first, step = ("attn_heads",), 1
+    wrong = "in decode row 1 reads the cache slot of row 0"
+
+    def cache_read(self, engine, right):
+        if engine.call == 0 or engine is not engine.batch[1]:
+            return right()
+        end = engine.length + len(engine.ids)
+        other = engine.batch[0]
+        return other.keys[engine.layer, :end].clone(), other.values[engine.layer, :end].clone()

@@ -15,6 +15,7 @@ class _Gemma(Fault):
 
 class EmbedUnscaled(_Gemma):
     id = "embed-scale-missing"
+    variant = "gemma"
     first, layers = ("embed",), ()
     wrong = "embeddings are not multiplied by 8"
 
@@ -30,15 +31,6 @@ class EmbedScaledTwice(EmbedUnscaled):
         return right() ** 2
 
 
-class EmbedScaled(EmbedUnscaled):
-    variant = "extra"
-    model = "llama"
-    wrong = "embeddings are multiplied by 8, which the model has not"
-
-    def embed_scale(self, engine, right):
-        return engine.config.hidden**0.5
-
-
 class WithoutOne(_Gemma):
     id = "norm-unit-offset-missing"
     variant = "gemma"
@@ -51,6 +43,7 @@ class WithoutOne(_Gemma):
 
 class NoPostNorm(_Gemma):
     id = "norm-placement-wrong"
+    variant = "gemma"
     first, layers = ("attn_post_norm",), (0,)
     wrong = "norms after attention and MLP are left out"
 
@@ -96,13 +89,3 @@ class ScaleRounded(_Gemma):
 
     def embed_scale(self, engine, right):
         return torch.tensor(engine.config.hidden**0.5).bfloat16().float()
-
-
-class Capped(_Gemma):
-    id = "final-softcap-extra"
-    model, first, layers = "llama", ("logits",), ()
-    arithmetics = ("f32",)
-    wrong = "logits are capped at 30"
-
-    def logits(self, engine, right, x):
-        return engine.store(30 * torch.tanh(x.float() / 30))

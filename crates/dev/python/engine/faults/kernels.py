@@ -291,7 +291,7 @@ class Int32OffsetLogits(Fault):
 
 class UninitialisedKv(_Kernel):
     id = "uninit-kv-nan-masked"
-    model = "qwen2"
+    model, prompt = "qwen2", 30
     wrong = "the last tile of 16 keys holds NaN past the end: probability 0 times NaN"
 
     def kernel(self, engine, scores, seen, values):

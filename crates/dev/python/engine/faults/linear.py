@@ -111,7 +111,7 @@ class HalfRangeInside(Fault):
 
 class UninitialisedPadding(Fault):
     id = "uninit-output-padding"
-    first = ("mlp_out",)
+    first, prompt, step = ("mlp_out",), 32, 1
     wrong = "unwritten padding rows enter the largest value that all rows are scaled by: NaN where rows are no multiple of 16"
 
     def linear(self, engine, right, x, module):

@@ -89,6 +89,7 @@ class NotLoadedRandom(_Weights):
     id = "weights-not-loaded"
     variant = "random"
     model, module, first, layers = "qwen3", "k_proj", ("k_proj",), (1,)
+    prompt = 80  # more rows than input channels: else any output is a product with some matrix
     wrong = "layer 1's key projection keeps its initial normal numbers times 0.02"
 
     def change(self, engine, values, name):

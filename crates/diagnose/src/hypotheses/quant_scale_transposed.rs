@@ -1,0 +1,40 @@
+//! # The table of scales transposed
+//!
+//! Scales are a table of rows and blocks, and are read as blocks and rows; or rows were reordered and their
+//! scales were not.
+//!
+//! ## How it shows
+//!
+//! Each block is off by a factor of its own. A square table passes every check of shapes.
+//!
+//! ## Seen in
+//!
+//! - vllm-project/vllm#50727
+//! - vllm-project/vllm#47116
+//! - sgl-project/sglang#35703
+//!
+//! ## Fix
+//!
+//! Test with a table that is not square, and move scales with their rows.
+
+use super::fits::of_matrices;
+use super::quant::Blocks;
+use crate::{Edit, Scene};
+
+pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
+    if Blocks::of(scene).is_none() {
+        return vec![];
+    }
+    let mut edits = of_matrices(scene, "the table of scales is read transposed", move |w| {
+        let blocks = Blocks::of_weight(w)?;
+        Some(w.loaded(blocks.rearranged(w, |row, block, rows, _| block * rows + row)?))
+    });
+    edits.extend(of_matrices(scene, "the table of scales is stored transposed and read as it is", move |w| {
+        let blocks = Blocks::of_weight(w)?;
+        Some(w.loaded(blocks.rearranged(w, |row, block, rows, count| {
+            let at = row * count + block;
+            at % rows * count + at / rows
+        })?))
+    }));
+    edits
+}
