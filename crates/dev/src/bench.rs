@@ -14,7 +14,7 @@ use firstdiff_reference::{Computed, Executor, Nothing, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
-use crate::{bench_causes, bench_verdicts, models, python, workspace};
+use crate::{bench_causes, bench_verdicts, models, python, stories, workspace};
 
 mod diff;
 
@@ -41,6 +41,8 @@ enum What {
     Verdicts(bench_verdicts::Verdicts),
     /// Every planted fault: located, named, wrongly named, by class
     Causes(bench_causes::Causes),
+    /// What naming a cause costs on SmolLM2-135M and Qwen2.5-0.5B, in time and memory
+    Diagnose,
     /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
     Diff(diff::Sizes),
 }
@@ -54,6 +56,7 @@ pub fn run(c: &Bench) -> Result<()> {
         What::Verdicts(verdicts) => return bench_verdicts::run(verdicts),
         What::Diff(sizes) => return diff::run(sizes, c.rounds),
         What::Causes(causes) => return bench_causes::run(causes),
+        What::Diagnose => return stories::diagnosis_cost(),
         What::Reference | What::Check => {}
     }
     let path = match &c.model {
@@ -64,7 +67,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
-        What::Verdicts(_) | What::Diff(_) | What::Causes(_) => Ok(()),
+        What::Verdicts(_) | What::Diff(_) | What::Causes(_) | What::Diagnose => Ok(()),
     }
 }
 

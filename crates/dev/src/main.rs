@@ -8,6 +8,7 @@ mod demo;
 mod docs;
 mod models;
 mod python;
+mod stories;
 mod test;
 mod workspace;
 
@@ -28,6 +29,8 @@ enum Command {
     Bench(bench::Bench),
     /// Write the cases again: a small trace for each hypothesis, from the torch engine
     Cases(cases::Cases),
+    /// Write docs/STORIES.md again: engines with the bugs of real stories, and what is said of them
+    Stories,
     /// Write the generated pages of docs/ again
     Docs,
     /// Make the demo's bundled files again, from a real transformers run
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(c) => test::run(&c),
         Command::Bench(c) => bench::run(&c),
         Command::Cases(c) => cases::run(&c),
+        Command::Stories => stories::run(),
         Command::Docs => docs::run(),
         Command::Demo => demo::run(),
     }

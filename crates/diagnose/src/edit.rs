@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use firstdiff_compare::Evidence;
 use firstdiff_model::{Op, Program};
-use firstdiff_reference::{Edits, KeyLabel, Recorded as _, Site, Weights};
+use firstdiff_reference::{Edits, KeyLabel, Recorded as _, Site, StepInput, Weights, stored_keys};
 use firstdiff_tensor::Tensor;
 
 /// Where an edit is asked what it does, and what it may look up there.
@@ -44,6 +44,16 @@ impl At<'_> {
     /// The model's program.
     pub fn program(&self) -> &Program {
         &self.evidence.model.program
+    }
+
+    /// The step's input rows.
+    pub fn rows(&self) -> &StepInput {
+        &self.site.steps[self.site.step]
+    }
+
+    /// Whom the keys belong to that are stored when this step attends, oldest first.
+    pub fn keys(&self) -> Vec<KeyLabel> {
+        stored_keys(&self.site.steps[..=self.site.step])
     }
 
     /// What the engine recorded of another operation or step.
@@ -87,7 +97,7 @@ impl Weight<'_> {
 
     /// Values rounded to the format that the engine holds weights in.
     pub fn loaded(&self, values: Vec<f32>) -> Vec<f32> {
-        self.weights.loaded(values)
+        self.weights.loaded(self.name, values)
     }
 
     /// Those of another weight of the same shape.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, Finding};
 use firstdiff_model::{Model, Op, OpKind, Program};
-use firstdiff_reference::{Recorded as _, Site, StepInput, Weights};
+use firstdiff_reference::{Executor, Recorded as _, Site, StepInput, Unedited, Weights};
 use firstdiff_tensor::Tensor;
 
 use crate::Error;
-use crate::edit::{At, Edit};
+use crate::edit::{Applied, At, Edit};
 use crate::trial::Trial;
 
 /// One wrong value: an operation in a step, with the operations between it and the recorded values that
@@ -132,11 +132,75 @@ impl<'a> Scene<'a> {
         self.model.checkpoint.config().get(key).and_then(|v| v.as_f64())
     }
 
+    /// The exact value of the wrong operation under an edit (of anything but weights): for fits that need
+    /// what lies between the parameter and the recorded value.
+    pub fn under(&self, edit: &Edit) -> Option<Tensor<f64>> {
+        self.under_at(edit, self.op)
+    }
+
+    /// The same of another operation of this step.
+    pub fn under_at(&self, edit: &Edit, op: usize) -> Option<Tensor<f64>> {
+        let original = self.program();
+        let edited = edit.program.as_ref().map(|change| {
+            let mut program = original.clone();
+            change(&mut program);
+            program
+        });
+        let program = edited.as_ref().unwrap_or(original);
+        let executor =
+            Executor { program, weights: self.weights, arithmetic: None, lanes: 0, progress: None };
+        let applied = Applied { edit, weights: self.weights, evidence: self.evidence };
+        let places = BTreeSet::from([(op, self.step)]);
+        let predicted =
+            executor.segment(&self.evidence.steps, &places, self.evidence, &applied, false).ok()?;
+        predicted.into_iter().next().map(|p| p.exact)
+    }
+
+    /// The values of the picked operations when the model is given these tokens from position `first` on, and
+    /// nothing before them, rounded as the engine most likely does: what another request left in a cache.
+    pub fn forward(
+        &self,
+        tokens: &[i64],
+        first: u32,
+        pick: impl Fn(&Op) -> bool,
+    ) -> Option<BTreeMap<usize, Tensor<f64>>> {
+        let executor = Executor {
+            program: self.program(),
+            weights: self.weights,
+            arithmetic: Some(&self.evidence.arithmetic),
+            lanes: 1,
+            progress: None,
+        };
+        let ops = self.program().ops.iter().enumerate().filter(|(_, op)| pick(op));
+        let places: BTreeSet<(usize, usize)> = ops.map(|(i, _)| (i, 0)).collect();
+        let steps = [StepInput::new(tokens, first)];
+        let predicted = executor.segment(&steps, &places, &Nowhere, &Unedited, false).ok()?;
+        let rounded =
+            |p: firstdiff_reference::Predicted<f64>| match p.noise.and_then(|n| n.lanes.into_iter().next()) {
+                Some(value) => (p.op, value),
+                None => (p.op, p.exact),
+            };
+        Some(predicted.into_iter().map(rounded).collect())
+    }
+
     /// Hands `f` the same view of an operation that an edit's closures get.
     pub fn at<R>(&self, index: usize, f: impl FnOnce(&At) -> R) -> R {
         let op = &self.program().ops[index];
         let site = Site { index, op, step: self.step, steps: &self.evidence.steps, kept: 0 };
         f(&At { site: &site, weights: self.weights, evidence: self.evidence })
+    }
+}
+
+/// Nothing recorded.
+struct Nowhere;
+
+impl firstdiff_reference::Recorded<f64> for Nowhere {
+    fn has(&self, _op: usize, _step: usize) -> bool {
+        false
+    }
+
+    fn read(&self, _op: usize, _step: usize) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
+        Ok(None)
     }
 }
 

@@ -42,6 +42,11 @@ pub(crate) fn step_keys(stored: &[KeyLabel], steps: &[StepInput]) -> Vec<StepKey
     out
 }
 
+/// Whom the keys belong to that the last of these steps attends over, oldest first.
+pub fn stored_keys(steps: &[StepInput]) -> Vec<KeyLabel> {
+    step_keys(&[], steps).pop().map(|k| k.labels).unwrap_or_default()
+}
+
 /// A compressed entry: a whole block of a sequence's tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {

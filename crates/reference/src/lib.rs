@@ -24,6 +24,6 @@ pub use execute::{
     Choice, Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site,
     StepInput, TIE, Taps, Unedited,
 };
-pub use keys::{KeyLabel, KeyValues, counts, visible_keys};
+pub use keys::{KeyLabel, KeyValues, counts, stored_keys, visible_keys};
 pub use session::Session;
 pub use weights::Weights;

@@ -95,9 +95,9 @@ impl<'m> Weights<'m> {
         self.checkpoint.tensor(name).map(|t| t.storage.name())
     }
 
-    /// Rounds values to the format that operations use.
-    pub fn loaded(&self, mut values: Vec<f32>) -> Vec<f32> {
-        self.round(&mut values);
+    /// Rounds values to the format that operations use for a weight.
+    pub fn loaded(&self, name: &str, mut values: Vec<f32>) -> Vec<f32> {
+        self.round(name, &mut values);
         values
     }
 

@@ -131,6 +131,8 @@ def around(fault):
         wanted |= set(MLP)
 
     def keep(tap):
+        if tap in fault.needs:
+            return True
         if not tap.startswith("layers."):
             return tap == "embed" or tap in kinds
         layer, kind = int(tap.split(".")[1]), kind_of(tap)

@@ -42,6 +42,7 @@ class Fault:
     arithmetics = ALL
     faint = ()  # arithmetics in which it is about as small as rounding: found or not, both are right
     faint_outside = ()  # the same for module outputs only
+    needs = ()  # taps elsewhere that the cause can be seen from
     cancels = False  # what follows is unchanged: module outputs have nothing to show
     batch = None  # lengths of several prompts that run together, left-padded to the longest
 

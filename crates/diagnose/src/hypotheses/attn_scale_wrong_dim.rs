@@ -64,10 +64,19 @@ pub(super) fn with_scales(scene: &Scene, scales: impl Fn(f64) -> Vec<(f64, Strin
         .collect()
 }
 
-/// The common factor of scores that stand alone.
+/// The common factor of scores: read off where they stand alone, searched for behind the softmax.
 fn fitted(scene: &Scene) -> Option<f64> {
+    let OpKind::AttnScores(_) = scene.program().ops[scene.op].kind else {
+        scene.find(|k| matches!(k, OpKind::AttnScores(_)))?;
+        return super::tools::fitted(scene, (1.0 / 64.0, 64.0), 48, |factor| {
+            Some(Edit::new("").ops(move |op| {
+                if let OpKind::AttnScores(s) = &mut op.kind {
+                    s.scale *= factor;
+                }
+            }))
+        });
+    };
     let exact = scene.exact(scene.op)?;
-    matches!(scene.program().ops[scene.op].kind, OpKind::AttnScores(_)).then_some(())?;
     let pairs = || {
         let finite = |(x, _): &(&f64, &f64)| x.is_finite() && x.abs() < 1e4;
         scene.engine.data().iter().zip(exact.data()).filter(finite)

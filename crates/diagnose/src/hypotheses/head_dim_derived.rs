@@ -16,11 +16,11 @@
 //!
 //! Read `head_dim`, and derive it only where it is absent.
 
-use firstdiff_model::OpKind;
-use firstdiff_tensor::Tensor;
+use firstdiff_model::{OpKind, RopeFrequencies};
 
 use super::attn_scale_wrong_dim::with_scales;
-use super::tools::{at_rope, plain, ropes};
+use super::tools::{at_rope, gather, plain, ropes};
+use crate::scene::short;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
@@ -37,39 +37,40 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let Some(theta) = super::rope_theta_wrong::model_theta(scene).filter(|_| size < dim as f64) else { return edits };
     let rotated = size as usize;
     for (which, set) in ropes(scene) {
-        let frequencies = plain(theta, rotated);
-        let detail = format!("rotation and scale from a head size of {rotated} where it is {dim}; the rest is untouched{which}");
+        // Channels that are not turned get a frequency at which nothing turns.
+        let mut frequencies = plain(theta, rotated);
+        frequencies.resize(dim / 2, 1e-300);
+        let detail = format!(
+            "rotation and scale from a head size of {rotated} where it is {dim}; the rest is untouched{which}"
+        );
         edits.push(
             Edit::new(detail)
                 .ops(move |op| {
-                    if let OpKind::AttnScores(s) = &mut op.kind {
-                        s.scale = size.powf(-0.5);
+                    let here = set(short(op));
+                    match &mut op.kind {
+                        OpKind::AttnScores(s) => s.scale = size.powf(-0.5),
+                        OpKind::Rope(rope) if here => {
+                            rope.frequencies = RopeFrequencies::Fixed(frequencies.clone());
+                        }
+                        _ => {}
                     }
                 })
-                .output(move |at, inputs, value| {
-                    at_rope(at, set).then_some(())?;
-                    let positions = &at.site.steps[at.site.step].positions;
-                    Some(turned(inputs.first()?, value, dim, rotated, &frequencies, positions))
+                .input(move |at, _, x| at_rope(at, set).then(|| gather(x, dim, |i| spread(i, dim, rotated))))
+                .output(move |at, _, y| {
+                    at_rope(at, set).then(|| gather(y, dim, |i| (0..dim).find(|&j| spread(j, dim, rotated) == i).unwrap_or(i)))
                 }),
         );
     }
     edits
 }
 
-/// The first `n` channels of every head rotated in halves, the others as they were.
-fn turned(x: &Tensor<f64>, shape: &Tensor<f64>, dim: usize, n: usize, f: &[f64], positions: &[u32]) -> Tensor<f64> {
-    let mut out = shape.clone();
-    let width = shape.row_len();
-    for (row, (out, x)) in out.data_mut().chunks_mut(width).zip(x.data().chunks(width)).enumerate() {
-        let position = f64::from(positions.get(row).copied().unwrap_or(0));
-        for (out, x) in out.chunks_mut(dim).zip(x.chunks(dim)) {
-            out.copy_from_slice(x);
-            for (i, f) in f.iter().enumerate() {
-                let (s, c) = (position * f).sin_cos();
-                out[i] = x[i] * c - x[i + n / 2] * s;
-                out[i + n / 2] = x[i + n / 2] * c + x[i] * s;
-            }
-        }
+/// The channel that lies at `i` when the pairs of the first `n` channels are taken apart into halves of all.
+fn spread(i: usize, dim: usize, n: usize) -> usize {
+    let (half, inner) = (dim / 2, n / 2);
+    match (i < half, i % half < inner) {
+        (true, true) => i,
+        (false, true) => i - half + inner,
+        (true, false) => i - inner + n,
+        (false, false) => i - half - inner + n + (half - inner),
     }
-    out
 }

@@ -22,7 +22,46 @@ use firstdiff_tensor::Tensor;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
-    moved(scene)
+    let mut edits = moved(scene);
+    // Where attention's output alone is recorded, slots have to be guessed.
+    let target = matches!(scene.program().ops[scene.op].kind, OpKind::Cache(_));
+    let one_sequence = scene.input().sequence.iter().all(|s| Some(s) == scene.input().sequence.first());
+    if target || !one_sequence || scene.step == 0 || scene.find(|k| matches!(k, OpKind::Cache(_))).is_none() {
+        return edits;
+    }
+    if scene.input().positions.len() == 1 {
+        for shift in [-1, 1] {
+            let detail = format!("decoded tokens are written {shift:+} slots off");
+            edits.push(written(detail, move |slot, rows| if rows == 1 { slot as i64 + shift } else { slot as i64 }));
+        }
+    }
+    for wrap in [8, 16, 32, 64, 128, 256, 512, 1024] {
+        let detail = format!("slots of a prompt wrap after {wrap}");
+        edits.push(written(detail, move |slot, rows| if rows > 1 { slot as i64 % wrap } else { slot as i64 }));
+    }
+    edits
+}
+
+/// Caches whose rows are written elsewhere: `slot` gets a row's right slot and the number of rows of its step.
+/// Slots that nobody wrote are zero.
+fn written(detail: String, slot: impl Fn(usize, usize) -> i64 + Send + Sync + 'static) -> Edit {
+    Edit::new(detail).output(move |at, _, value| {
+        matches!(at.op().kind, OpKind::Cache(_)).then_some(())?;
+        let (width, mut row) = (value.row_len(), 0);
+        let mut out = Tensor::zeros(value.shape().to_vec());
+        for step in &at.site.steps[..=at.site.step] {
+            let rows = step.positions.len();
+            for _ in 0..rows {
+                (row < value.rows()).then_some(())?;
+                let target = slot(row, rows);
+                if (0..value.rows() as i64).contains(&target) {
+                    out.data_mut()[target as usize * width..][..width].copy_from_slice(value.row(row));
+                }
+                row += 1;
+            }
+        }
+        Some(out)
+    })
 }
 
 /// A cache whose rows lie elsewhere, or were never written.

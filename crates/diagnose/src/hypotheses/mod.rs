@@ -4,7 +4,9 @@
 //! returns edits: at least one wherever the hypothesis could hold, none elsewhere.
 
 mod fits;
+mod masks;
 mod quant;
+mod stored;
 mod tools;
 
 use crate::{Edit, Scene};
@@ -55,12 +57,23 @@ macro_rules! hypotheses {
 hypotheses! {
     rope_pairing_interleaved_vs_half => "rope-pairing-interleaved-vs-half",
     rope_output_not_reinterleaved => "rope-output-not-reinterleaved",
+    rope_table_layout_mismatch => "rope-table-layout-mismatch",
+    rope_tail_dims_not_written => "rope-tail-dims-not-written",
     rope_scaling_llama3_missing => "rope-scaling-llama3-missing",
+    rope_scaling_factor_wrong => "rope-scaling-factor-wrong",
+    yarn_ramp_params_wrong => "yarn-ramp-params-wrong",
+    yarn_mscale_wrong_on_cos_sin => "yarn-mscale-wrong-on-cos-sin",
     rope_local_global_theta_swapped => "rope-local-global-theta-swapped",
     rope_theta_wrong => "rope-theta-wrong",
     rope_partial_wrong_denominator => "rope-partial-wrong-denominator",
+    rope_on_nope_layers => "rope-on-nope-layers",
+    rope_table_low_precision => "rope-table-low-precision",
     pos_decode_offset_missing => "pos-decode-offset-missing",
+    graph_stale_args => "graph-stale-args",
     pos_chunk_offset => "pos-chunk-offset",
+    kv_prefix_resume_broken => "kv-prefix-resume-broken",
+    pos_left_pad => "pos-left-pad",
+    rope_batch_stride => "rope-batch-stride",
     pos_decode_offset_wrong => "pos-decode-offset-wrong",
     qkv_bias_missing => "qkv-bias-missing",
     qkv_bias_added_twice => "qkv-bias-added-twice",
@@ -74,11 +87,31 @@ hypotheses! {
     gqa_wrong_divisor => "gqa-wrong-divisor",
     mask_causal_missing => "mask-causal-missing",
     mask_off_by_one => "mask-off-by-one",
+    mask_ignores_prefix => "mask-ignores-prefix",
+    mask_padding_ignored => "mask-padding-ignored",
+    mask_tail_padding_attended => "mask-tail-padding-attended",
+    swa_mask_sign => "swa-mask-sign",
     swa_ring_wrap => "swa-ring-wrap",
     swa_off_by_one => "swa-off-by-one",
     swa_not_applied => "swa-not-applied",
     swa_applied_when_disabled => "swa-applied-when-disabled",
+    softmax_online_rescale_missing => "softmax-online-rescale-missing",
+    attn_split_kv_merge => "attn-split-kv-merge",
+    attn_decode_tile_threshold => "attn-decode-tile-threshold",
+    attn_reads_unwritten_kv => "attn-reads-unwritten-kv",
+    attn_tail_oob_read => "attn-tail-oob-read",
+    attn_output_not_written => "attn-output-not-written",
+    attn_value_scale_missing => "attn-value-scale-missing",
+    race_shared_memory => "race-shared-memory",
     kv_slot_mapping => "kv-slot-mapping",
+    kv_layout_misread => "kv-layout-misread",
+    kv_quant_scale_missing => "kv-quant-scale-missing",
+    kv_quant_dequant_bug => "kv-quant-dequant-bug",
+    kv_rotation_not_undone => "kv-rotation-not-undone",
+    graph_padding_writes_live_slot => "graph-padding-writes-live-slot",
+    kv_prefix_hash_collision => "kv-prefix-hash-collision",
+    kv_prefix_cache_stale_hit => "kv-prefix-cache-stale-hit",
+    kv_write_out_of_bounds => "kv-write-out-of-bounds",
     race_cross_block_visibility => "race-cross-block-visibility",
     norm_eps_wrong => "norm-eps-wrong",
     norm_mean_subtract => "norm-mean-subtract",

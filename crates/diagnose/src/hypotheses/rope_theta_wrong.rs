@@ -38,23 +38,21 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     };
     let known = KNOWN.iter().filter(|t| **t != model);
     let mut edits: Vec<Edit> = known.flat_map(|&theta| edit(theta, 0)).collect();
+    if let RopeFrequencies::Dynamic { .. } = rope.frequencies {
+        let detail = format!("theta {} at every length, where the model raises it", short_number(model));
+        edits.extend(with_frequencies(scene, &detail, 0, &plain(model, rope.dim)));
+    }
     if let Some(theta) = fitted(scene, rope.dim).filter(|t| !KNOWN.contains(t) && (t / model - 1.0).abs() > 1e-6) {
         edits.extend(edit(theta, 1));
     }
     edits
 }
 
-/// The base of the model's plain frequencies: the second one is `theta^(-2/dim)`, and scaling leaves it
-/// alone. The configuration's word counts where it has one.
+/// The base of the model's plain frequencies: the configuration's word, else what families take without it.
 pub(super) fn model_theta(scene: &Scene) -> Option<f64> {
-    let parameters = scene.model.checkpoint.config().get("rope_parameters");
-    let nested = parameters.and_then(|p| p.get("rope_theta")).and_then(|t| t.as_f64());
-    scene.number("rope_theta").or(nested).or_else(|| {
-        let (index, _) = rotation(scene)?;
-        let OpKind::Rope(rope) = &scene.program().ops[index].kind else { return None };
-        let RopeFrequencies::Fixed(f) = &rope.frequencies else { return None };
-        Some(f.get(1)?.powf(-(rope.dim as f64) / 2.0))
-    })
+    let config = scene.model.checkpoint.config();
+    let nested = |key: &str| config.get(key).and_then(|p| p.get("rope_theta")).and_then(|t| t.as_f64());
+    nested("rope_scaling").or_else(|| nested("rope_parameters")).or_else(|| scene.number("rope_theta")).or(Some(1e4))
 }
 
 /// The base that the angles show. A pair's angle is known up to whole turns: slow pairs of early rows first,

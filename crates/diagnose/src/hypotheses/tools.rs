@@ -154,6 +154,69 @@ pub(super) fn grouping(scene: &Scene) -> Option<(usize, usize)> {
     }
 }
 
+/// Cosines and sines of each row and pair, read off a rotated value: in a random execution with what rounding
+/// made of them there, which a table computed anew would not have. `[row][pair]`.
+pub(super) fn table(x: &Tensor<f64>, rotated: &Tensor<f64>, dim: usize) -> Vec<Vec<(f64, f64)>> {
+    let half = dim / 2;
+    let row = |row: usize| {
+        let heads = || x.row(row).chunks(dim).zip(rotated.row(row).chunks(dim));
+        let pair = |i: usize| {
+            let (mut cosine, mut sine, mut square) = (0.0, 0.0, 0.0);
+            for (x, y) in heads() {
+                cosine += x[i] * y[i] + x[i + half] * y[i + half];
+                sine += x[i] * y[i + half] - x[i + half] * y[i];
+                square += x[i] * x[i] + x[i + half] * x[i + half];
+            }
+            if square > 0.0 { (cosine / square, sine / square) } else { (1.0, 0.0) }
+        };
+        (0..half).map(pair).collect()
+    };
+    (0..x.rows()).map(row).collect()
+}
+
+/// The one factor between the engine's value and the model's, where whatever follows attention's output keeps
+/// factors; `None` where it does not, or is none.
+pub(super) fn common_factor(scene: &Scene) -> Option<f64> {
+    let keeps = match &scene.program().ops[scene.op].kind {
+        OpKind::AttnHeads(_) | OpKind::Cache(_) => true,
+        OpKind::Linear(linear) => linear.bias.is_none(),
+        _ => false,
+    };
+    let exact = scene.exact(scene.op).filter(|e| keeps && e.shape() == scene.engine.shape())?;
+    let pairs = || scene.engine.data().iter().zip(exact.data());
+    let dot: f64 = pairs().map(|(x, y)| x * y).sum();
+    let square: f64 = pairs().map(|(_, y)| y * y).sum();
+    let factor = dot / square;
+    (square > 0.0 && factor.is_finite() && factor != 0.0).then_some(factor)
+}
+
+/// The number, between `low` and `high`, whose edit comes nearest to the engine's value: the best of
+/// `count` on a logarithmic grid, then golden sections.
+pub(super) fn fitted(
+    scene: &Scene,
+    (low, high): (f64, f64),
+    count: usize,
+    edit: impl Fn(f64) -> Option<Edit>,
+) -> Option<f64> {
+    let error = |log: f64| -> f64 {
+        let Some(value) = edit(log.exp()).and_then(|e| scene.under(&e)) else { return f64::INFINITY };
+        if value.len() != scene.engine.len() {
+            return f64::INFINITY;
+        }
+        let error: f64 = value.data().iter().zip(scene.engine.data()).map(|(x, y)| (x - y) * (x - y)).sum();
+        if error.is_finite() { error } else { f64::INFINITY }
+    };
+    let (low, step) = (low.ln(), (high.ln() - low.ln()) / count as f64);
+    let grid = (0..=count).map(|i| low + i as f64 * step).map(|x| (error(x), x));
+    let (_, best) = grid.min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let (mut a, mut b) = (best - step, best + step);
+    for _ in 0..40 {
+        let (c, d) = (b - (b - a) * 0.618_034, a + (b - a) * 0.618_034);
+        if error(c) < error(d) { b = d } else { a = c }
+    }
+    Some(((a + b) / 2.0).exp())
+}
+
 /// A number without needless digits.
 pub(super) fn short_number(x: f64) -> String {
     if x != 0.0 && !(1e-3..1e7).contains(&x.abs()) {

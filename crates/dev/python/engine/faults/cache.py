@@ -161,6 +161,7 @@ class SharedLayerOverwrites(Fault):
 class OutOfBounds(Fault):
     id = "kv-write-out-of-bounds"
     first, step, layers = ("q_proj",), 2, (0,)
+    needs = ("layers.3.k_rope", "layers.3.v_proj")
     wrong = "in decode the last layer's key and value are also written over layer 0's query weight, 64 values a token"
 
     def cache_write(self, engine, right, k, v):

@@ -120,6 +120,27 @@ class TailOutOfBounds(Fault):
         return engine.at("attn_heads", engine.weigh_values(probs, values))
 
 
+class TailNextHead(TailOutOfBounds):
+    variant = "head"
+    model = "llama"
+    wrong = "in decode the last tile of 16 keys reads on into the next head's keys and values, the last head's into zeros"
+
+    def begin(self, engine):
+        pass
+
+    def attention(self, engine, right, q, keys, values):
+        if engine.call == 0:
+            return right(q, keys, values)
+        count, (heads, size) = -(-len(keys) // 16) * 16, keys.shape[1:]
+
+        def tiles(rows):
+            memory = torch.cat([rows.transpose(0, 1).reshape(-1, size), rows.new_zeros(count, size)])
+            return torch.stack([memory[head * len(rows) : head * len(rows) + count] for head in range(heads)], 1)
+
+        probs = engine.softmax(engine.scores(q, tiles(keys)), torch.ones(1, count, dtype=torch.bool))
+        return engine.at("attn_heads", engine.weigh_values(probs, tiles(values)))
+
+
 class TileThreshold(_Kernel):
     id = "attn-decode-tile-threshold"
     step = 3

@@ -1,0 +1,94 @@
+//! # A race in shared memory
+//!
+//! A barrier between writing a row's maximum or sum and reading it is missing, and some rows are normalised
+//! by another row's numbers.
+//!
+//! ## How it shows
+//!
+//! The same input gives other values from run to run. Some rows of some heads are off by one factor each,
+//! the ratio of two rows' sums; which rows are hit varies.
+//!
+//! ## Seen in
+//!
+//! - ikawrakow/ik_llama.cpp#1649
+//! - JustVugg/colibri#1098
+//! - ggml-org/llama.cpp#13469
+//! - warpfront/hipfire#575
+//!
+//! ## Fix
+//!
+//! Put the barrier between the last write and the first read, reached by every thread; check with a race
+//! detector.
+
+use firstdiff_model::OpKind;
+use firstdiff_tensor::Tensor;
+
+use super::masks::softmax;
+use crate::{Edit, Scene};
+
+pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
+    // Which rows are hit has to be seen, head by head.
+    if !matches!(scene.program().ops[scene.op].kind, OpKind::AttnHeads(_)) {
+        return vec![];
+    }
+    let Some(exact) = scene.exact(scene.op).filter(|e| e.shape() == scene.engine.shape()) else { return vec![] };
+    let [_, heads, dim] = *exact.shape() else { return vec![] };
+    let hit = |x: &[f64], y: &[f64]| {
+        let error: f64 = x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum();
+        error > 1e-4 * y.iter().map(|y| y * y).sum::<f64>()
+    };
+    let lines = scene.engine.data().chunks(dim).zip(exact.data().chunks(dim));
+    let wrong = lines.filter(|(x, y)| hit(x, y)).count();
+    // What is wrong everywhere is no race.
+    if wrong == 0 || 2 * wrong > exact.rows() * heads {
+        return vec![];
+    }
+    let mut edits = Vec::new();
+    let neighbours = [("row before", 0, -1), ("row after", 0, 1), ("head before", -1, 0), ("head after", 1, 0)];
+    for (from_max, (what, heads_on, rows_on)) in [false, true].into_iter().flat_map(|m| neighbours.map(|n| (m, n))) {
+        let detail = format!("{wrong} of {} rows are normalised by the sum of the {what}", exact.rows() * heads);
+        edits.extend(softmax(scene, detail, move |at, lines, head, row| {
+            let sum = |head: usize, row: usize| {
+                let line = lines.line(head, row);
+                let max = if from_max { line.max(0..lines.keys) } else { 0.0 };
+                (max, line.sum(0..lines.keys, max))
+            };
+            let (line, (max, own)) = (lines.line(head, row), sum(head, row));
+            let on = |i: usize, by: i64, n: usize| (i as i64 + by).rem_euclid(n as i64) as usize;
+            let other = sum(on(head, heads_on, lines.heads()), on(row, rows_on, lines.rows)).1;
+            let weight =
+                |k: usize, sum: f64| if line.seen[k] { (line.scores[k] - max).exp() / sum } else { 0.0 };
+            let (right, wrong): (Vec<f64>, Vec<f64>) =
+                (0..lines.keys).map(|k| (weight(k, own), weight(k, other))).unzip();
+            let hit = hit_here(at, head, row, &right, own / other);
+            if hit { wrong } else { right }
+        }));
+    }
+    // Which rows are hit is read off: a yes or no for each.
+    edits.into_iter().map(|e| e.fitted(exact.rows() * heads)).collect()
+}
+
+/// Whether the engine's row is nearer to its right value times `factor` than to the right one.
+fn hit_here(at: &crate::At, head: usize, row: usize, weights: &[f64], factor: f64) -> bool {
+    let index = at.site.index + 1;
+    let (Some(engine), Some(values)) = (at.recorded(index, at.site.step), values(at, index)) else { return false };
+    let [_, heads, dim] = *engine.shape() else { return false };
+    let group = heads * dim / values.row_len().max(1);
+    let start = head / group.max(1) * dim;
+    let keys = weights.len();
+    let first = values.rows().saturating_sub(keys);
+    let (mut plain, mut scaled) = (0.0, 0.0);
+    for c in 0..dim {
+        let y: f64 = (0..keys).map(|k| weights[k] * values.row(first + k)[start + c]).sum();
+        let x = engine.row(row)[head * dim + c];
+        plain += (x - y) * (x - y);
+        scaled += (x - y * factor) * (x - y * factor);
+    }
+    scaled < plain
+}
+
+/// The values that the sums are over.
+fn values(at: &crate::At, heads: usize) -> Option<Tensor<f64>> {
+    // The cache of values lies three places before the sums: cache, scores, probabilities, sums.
+    at.recorded(heads.checked_sub(3)?, at.site.step)
+}

@@ -1,0 +1,84 @@
+"""Causes, on a sample of what `cargo dev bench causes` measures whole: pairs, faults of no class, exports, loading."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from firstdiff_binary import AGREES, DIVERGES, ERROR
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "crates" / "dev" / "python"))
+
+from engine import record  # noqa: E402
+from engine.faults import FAULTS  # noqa: E402
+from engine.faults.stacks import STACKS  # noqa: E402
+
+UNKNOWN = [title for title, fault in FAULTS.items() if not fault.id]
+
+
+def names(finding):
+    cause = finding["cause"]
+    return {cause["id"], *(equal["id"] for equal in cause["equal"])} if cause else set()
+
+
+@pytest.mark.parametrize("titles", STACKS[::4], ids=" + ".join)
+def test_two_faults_give_two_findings_each_with_its_cause(titles, firstdiff, tmp_path):
+    faults = [FAULTS[title] for title in titles]
+    recorded = record(faults[0].model, "bf16", tmp_path / "trace", faults=faults)
+    result = firstdiff.check(recorded.trace, recorded.model)
+    for fault in faults:
+        assert any(fault.id in names(finding) for finding in result.findings), str(result)
+
+
+@pytest.mark.parametrize("title", UNKNOWN[::3])
+def test_a_fault_of_no_class_is_located_and_not_named(title, firstdiff, tmp_path):
+    fault = FAULTS[title]
+    arithmetic = "f32" if "f32" in fault.arithmetics else fault.arithmetics[0]
+    recorded = record(fault.model, arithmetic, tmp_path / "trace", faults=[fault])
+    result = firstdiff.check(recorded.trace, recorded.model)
+    first = result.findings[0]
+    assert first["tap"].rsplit(".", 1)[-1] in fault.first, str(result)
+    assert first["cause"] is None and first["rejected"], str(result)
+
+
+def test_an_operation_is_exported_with_all_that_it_takes_to_run_it(firstdiff, tmp_path):
+    fault = FAULTS["qkv-bias-missing"]
+    recorded = record(fault.model, "f32", tmp_path / "trace", faults=[fault])
+    only = ("--only", "0:layers.1.k_proj", "--export")
+    done = firstdiff("check", recorded.trace, "--model", recorded.model, *only, tmp_path / "out")
+    assert done.code == AGREES, str(done)
+    inputs, weights, engine, reference = (
+        load_file(tmp_path / "out" / f"{name}.safetensors") for name in ("inputs", "weights", "engine", "reference")
+    )
+    x = inputs["layers.1.attn_norm"].astype("float64")
+    product = x @ weights["model.layers.1.self_attn.k_proj.weight"].T.astype("float64")
+    bias = weights["model.layers.1.self_attn.k_proj.bias"].astype("float64")
+    assert abs(reference["layers.1.k_proj"] - (product + bias)).max() < 1e-9  # both in float64
+    assert abs(engine["layers.1.k_proj"] - product).max() < abs(bias).max() / 100  # the bug: no bias
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "layers.1.k_proj" in page and "weights.safetensors" in page
+    again = firstdiff("check", recorded.trace, "--model", recorded.model, *only, tmp_path / "out")
+    assert again.code == ERROR and "not empty" in again.stderr
+    for bad, says in [("0:layers.1.k_projj", "layers.*.k_proj"), ("99:embed", "steps 0.."), ("embed", "0:layers.3.q_rope")]:
+        result = firstdiff("check", recorded.trace, "--model", recorded.model, "--only", bad, "--export", tmp_path / "other")
+        assert result.code == ERROR and says in result.stderr, str(result)
+        assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("title, line", [
+    ("qkv-bias-missing", "q_proj.bias, v_proj.bias of all 4 layers are zero in what the engine used"),
+    ("qkv-bias-missing.k", "k_proj.bias of all 4 layers is zero in what the engine used"),
+])  # fmt: skip
+def test_parameters_that_were_never_loaded_are_said_before_anything_else(title, line, firstdiff, tmp_path):
+    fault = FAULTS[title]
+    recorded = record(fault.model, "bf16", tmp_path / "trace", faults=[fault])
+    text = firstdiff("check", recorded.trace, "--model", recorded.model)
+    assert line in text.stdout and text.stdout.index(line) < text.stdout.index("segment"), str(text)
+    inspected = firstdiff("inspect", recorded.model, "--trace", recorded.trace)
+    assert line in inspected.stdout and inspected.code == DIVERGES, str(inspected)
+    unloaded = json.loads(firstdiff("inspect", recorded.model, "--trace", recorded.trace, "--format", "json").stdout)["unloaded"]
+    assert unloaded[0]["of"] == 4 and unloaded[0]["holds"] == "zero"
+    healthy = record(fault.model, "bf16", tmp_path / "healthy")
+    assert "not loaded" not in firstdiff("inspect", recorded.model, "--trace", healthy.trace).stdout
