@@ -193,6 +193,11 @@ impl Arithmetic {
         }
     }
 
+    /// ggml on CPUs looks the tanh-gelu up in a table of f16 values, by an f16 argument.
+    pub(crate) fn gelu_table(&self) -> Option<Float> {
+        (self.matmul_inputs == MatmulInputs::Ggml).then_some(Float::F16)
+    }
+
     /// The format to which the second factor of a product is brought too.
     pub(crate) fn second_factor(&self) -> Option<Float> {
         match self.matmul_inputs {

@@ -24,6 +24,7 @@ mod rope;
 mod router_scores;
 mod router_weights;
 mod sink_probs;
+mod soft_cap;
 mod streams;
 mod table_choice;
 mod tail_rope;
@@ -50,11 +51,12 @@ pub use index_top_k::IndexTopK;
 pub use join_keys::JoinKeys;
 pub use linear::Linear;
 pub use pool::Pool;
-pub use rms_norm::RmsNorm;
+pub use rms_norm::{NormForm, RmsNorm};
 pub use rope::Rope;
 pub use router_scores::{RouterScores, Scoring};
 pub use router_weights::RouterWeights;
 pub use sink_probs::SinkProbs;
+pub use soft_cap::SoftCap;
 pub use streams::Streams;
 pub use table_choice::TableChoice;
 pub use tail_rope::{EntryPlace, TailRope};
@@ -114,6 +116,8 @@ op_kinds! {
     Add => "add",
     /// Activation times gate.
     GatedAct => "gated_act",
+    /// Bounded by a hyperbolic tangent.
+    SoftCap => "soft_cap",
     /// One hidden state as several residual streams.
     Streams => "hc_streams",
     /// Weights of a hyper-connection.

@@ -95,7 +95,7 @@ impl V4<'_> {
 
     fn embed(&mut self) -> Value {
         let weight = self.names.whole("embed.weight");
-        self.b.push("embed", Embed { weight, vocab: self.c.vocab, dim: self.c.hidden }, &[])
+        self.b.push("embed", Embed { weight, vocab: self.c.vocab, dim: self.c.hidden, scale: 1.0 }, &[])
     }
 
     fn norm_of(&mut self, tap: &str, x: Value, weight: &str, dim: usize, rows: Axis) -> Value {
