@@ -293,6 +293,13 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The stored bytes of one row, in the file's own format; none where the row does not lie there as a whole.
+    pub fn row_bytes(&self, t: &TensorInfo, row: usize) -> Option<&[u8]> {
+        let size = t.storage.bytes_of(t.row_len())?;
+        let row = t.place.permuted_head_dim.map_or(row, |head_dim| permute::stored_row(row, head_dim));
+        self.stored(t).ok()?.get(row.checked_mul(size)?..(row + 1).checked_mul(size)?)
+    }
+
     fn read_scaled(
         &self,
         t: &TensorInfo,
@@ -342,13 +349,6 @@ impl Checkpoint {
         let bytes = self.parts_of(t, packed, scales)?;
         quant::misread(t.storage, scales, &bytes, (t.rows(), t.row_len()), how)
             .map_err(|unreadable| self.unreadable(t, scales, unreadable))
-    }
-
-    /// The stored bytes of one row, in the file's own format; none where the row does not lie there as a whole.
-    pub fn row_bytes(&self, t: &TensorInfo, row: usize) -> Option<&[u8]> {
-        let size = t.storage.bytes_of(t.row_len())?;
-        let row = t.place.permuted_head_dim.map_or(row, |head_dim| permute::stored_row(row, head_dim));
-        self.stored(t).ok()?.get(row.checked_mul(size)?..(row + 1).checked_mul(size)?)
     }
 
     /// The whole tensor, dequantised.

@@ -151,8 +151,7 @@ fn judged(
     }
     writer.finish().unwrap();
     let trace = Trace::open(folder).unwrap();
-    let options = CheckOptions { arithmetic: None, memory: 1 << 30, lanes: 8, progress: None };
-    check(&trace, model, &options).unwrap()
+    check(&trace, model, &CheckOptions::default()).unwrap()
 }
 
 fn agrees(t: Tiny, steps: &[Vec<u32>]) {
