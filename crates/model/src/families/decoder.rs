@@ -116,7 +116,7 @@ impl<'c> Decoder<'c> {
             Some(usual) => s.extent_or("num_hidden_layers", usual, "as the family has it")?,
             None => s.extent("num_hidden_layers")?,
         };
-        if layers > checkpoint.tensors().count() {
+        if layers > checkpoint.tensors().count() + checkpoint.count_absent() {
             let reason = format!("is {layers}, more than the file has tensors; it is of another model");
             return Err(s.wrong("num_hidden_layers", reason));
         }
@@ -131,14 +131,6 @@ impl<'c> Decoder<'c> {
         if !heads.is_multiple_of(kv_heads) {
             let reason = format!("is {kv_heads}, which does not divide num_attention_heads {heads}");
             return Err(s.wrong("num_key_value_heads", reason));
-        }
-        for key in ["quantization_config", "compression_config"] {
-            if s.raw(key).is_some() {
-                return Err(s.wrong(
-                    key,
-                    "is set; quantised safetensors are not supported, use the unquantised model",
-                ));
-            }
         }
         let (key, usual) = habits.activation;
         let name = s.string_or(key, usual, "as the family has it")?;
@@ -282,7 +274,7 @@ impl<'c> Decoder<'c> {
     fn expert(&self, number: usize, m: &Mixture) -> Expert {
         let (inner, d) = (m.inner, self.hidden);
         let stack = |part: &str| format!("{}mlp.experts.{part}", self.prefix);
-        let has = |name: &str| self.checkpoint.tensor(name).is_some();
+        let has = |name: &str| self.checkpoint.has(name);
         if has(&stack("gate_up_proj")) {
             let fused = |first: usize| Slice {
                 tensor: stack("gate_up_proj"),
@@ -334,7 +326,7 @@ impl<'c> Decoder<'c> {
 fn output_weight(s: &Settings, checkpoint: &Checkpoint, usual: bool) -> Result<String, Error> {
     let tied = s.flag_or("tie_word_embeddings", usual, "as the family has it")?;
     let head = "lm_head.weight";
-    if checkpoint.tensor(head).is_some() {
+    if checkpoint.has(head) {
         return Ok(head.into());
     }
     if tied {
