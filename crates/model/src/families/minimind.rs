@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family =
 const THIRD: &str = "model.layers.0.self_attn.q_norm.weight";
 
 fn build(s: &Settings, checkpoint: &Checkpoint) -> Result<Program, Error> {
-    let third = checkpoint.tensor(THIRD).is_some();
+    let third = checkpoint.has(THIRD);
     s.note(
         "generation",
         if third { 3 } else { 2 },
