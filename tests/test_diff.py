@@ -71,6 +71,18 @@ def test_a_repeated_run_is_identical(firstdiff, traced, tiny_folder, tmp_path):
     assert report["circumstances"]["same_engine"] and report["circumstances"]["weights"] == "yes"
 
 
+def test_two_traces_with_the_same_nan_are_identical_and_the_nan_is_said(firstdiff, traced, again, tmp_path):
+    def two_nans(values):
+        values.view(-1)[3:5] = torch.nan
+        return values
+
+    edit(again, 1, **{TAP: two_nans})
+    shutil.copytree(again, tmp_path / "third")
+    result = firstdiff("diff", again, tmp_path / "third")
+    assert result.code == AGREES and result.stdout.startswith("identical"), str(result)
+    assert f"2 elements are NaN in both, first in {TAP} in step 1" in result.stdout, str(result)
+
+
 def test_one_ulp_in_one_key_is_a_run_that_does_not_repeat(firstdiff, traced, again):
     edit(again, 1, **{TAP: one_ulp})
     result = diff(firstdiff, traced(), again)

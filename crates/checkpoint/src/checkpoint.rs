@@ -1,13 +1,16 @@
 //! An opened model.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
 use crate::gguf::{self, Metadata, permute};
+use crate::quant::{self, Misreading, Scales, Stored, Unreadable};
+use crate::residency::Residency;
 use crate::{Config, Error, FolderFault, Generation, GgufFault, Storage, Tokenizer};
 use crate::{fingerprint, folder, generation, tokenizer, values};
 
@@ -20,9 +23,12 @@ pub struct Checkpoint {
     config: Config,
     /// Sorted by name.
     tensors: Vec<TensorInfo>,
+    /// Tensors of files that are not here, with those files: only of a checkpoint opened in part. Sorted.
+    absent: BTreeMap<String, String>,
     parts: Vec<Mmap>,
     source: Source,
     tokenizer: OnceLock<Tokenizer>,
+    residency: Residency,
 }
 
 /// The kind of file a model was read from.
@@ -63,6 +69,8 @@ pub(crate) struct Place {
     pub(crate) bytes: Range<usize>,
     /// Rows per head, where the rows within heads are permuted.
     pub(crate) permuted_head_dim: Option<usize>,
+    /// The scales, where they are a tensor of their own.
+    pub(crate) scales: Option<Arc<Scales>>,
 }
 
 impl TensorInfo {
@@ -76,9 +84,11 @@ impl TensorInfo {
         self.len() == 0
     }
 
-    /// Bytes in the file.
+    /// Bytes in the file, those of scales included.
     pub fn stored_bytes(&self) -> usize {
-        self.place.bytes.len()
+        let scales =
+            |s: &Arc<Scales>| s.at.bytes.len() + s.global.as_ref().map_or(0, |global| global.at.bytes.len());
+        self.place.bytes.len() + self.place.scales.as_ref().map_or(0, scales)
     }
 
     /// Elements of one row: the last axis of a tensor with two axes or more, else 1.
@@ -119,9 +129,24 @@ impl Checkpoint {
     /// # Errors
     /// When there is no model, or it is malformed or unsupported; the error says what to do.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
+        Checkpoint::open_files(path, false)
+    }
+
+    /// Opens what is here of the model at `path`: shards of a folder may be missing, and
+    /// [`Checkpoint::absent`] says which tensor is in which of them.
+    ///
+    /// # Errors
+    /// When what is here is malformed or unsupported, or there is nothing.
+    pub fn open_part(path: &Path) -> Result<Checkpoint, Error> {
+        Checkpoint::open_files(path, true)
+    }
+
+    fn open_files(path: &Path, in_part: bool) -> Result<Checkpoint, Error> {
         if path.is_dir() {
-            let folder = folder::open(path)?;
-            return Checkpoint::assemble(path, folder.config, folder.tensors, folder.parts, Source::Folder);
+            let folder = folder::open(path, in_part)?;
+            let opened =
+                Checkpoint::assemble(path, folder.config, folder.tensors, folder.parts, Source::Folder)?;
+            return Ok(Checkpoint { absent: folder.absent, ..opened });
         }
         if !path.exists() {
             return Err(not_found(path));
@@ -130,7 +155,7 @@ impl Checkpoint {
         if !part.starts_with(gguf::MAGIC)
             && let Some(fault) = weights_file(path)
         {
-            return Err(Error::Folder { path: path.to_path_buf(), fault });
+            return Err(Error::Folder { path: path.to_path_buf(), fault: Box::new(fault) });
         }
         let gguf = gguf::open(path, &part).map_err(|fault| gguf_error(path, fault))?;
         Checkpoint::assemble(path, gguf.config, gguf.tensors, vec![part], Source::Gguf(gguf.metadata))
@@ -153,7 +178,16 @@ impl Checkpoint {
             });
         }
         let path = path.to_path_buf();
-        Ok(Checkpoint { path, config, tensors, parts, source, tokenizer: OnceLock::new() })
+        Ok(Checkpoint {
+            path,
+            config,
+            tensors,
+            absent: BTreeMap::new(),
+            parts,
+            source,
+            tokenizer: OnceLock::new(),
+            residency: Residency::default(),
+        })
     }
 
     /// The path the model was opened by.
@@ -185,10 +219,37 @@ impl Checkpoint {
         self.tensors.get(at)
     }
 
+    /// Whether the model has a tensor of this name, here or in a file that is missing.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensor(name).is_some() || self.absent.contains_key(name)
+    }
+
+    /// The missing file that this tensor is in.
+    pub fn absent(&self, name: &str) -> Option<&str> {
+        self.absent.get(name).map(String::as_str)
+    }
+
+    /// How many tensors are in missing files.
+    pub fn count_absent(&self) -> usize {
+        self.absent.len()
+    }
+
+    /// Lets at most about this many bytes of the mapped files stay in memory: what was read leaves it when more
+    /// is read. It is read from the files again when needed.
+    pub fn bound_residency(&self, bytes: usize) {
+        // Files that fit need not be read twice.
+        if self.parts.iter().map(|part| part.len()).sum::<usize>() > bytes {
+            self.residency.bound(bytes);
+        }
+    }
+
     /// The stored bytes of a tensor of this checkpoint.
     pub(crate) fn stored(&self, t: &TensorInfo) -> Result<&[u8], Error> {
-        let bytes = self.parts.get(t.place.part).and_then(|part| part.get(t.place.bytes.clone()));
-        bytes.ok_or_else(|| self.foreign(t))
+        self.bytes(t.place.part, &t.place.bytes).ok_or_else(|| self.foreign(t))
+    }
+
+    fn bytes(&self, part: usize, range: &Range<usize>) -> Option<&[u8]> {
+        self.parts.get(part).and_then(|part| part.get(range.clone()))
     }
 
     fn foreign(&self, t: &TensorInfo) -> Error {
@@ -214,6 +275,10 @@ impl Checkpoint {
         if out.len() != wanted {
             return Err(Error::OutputLength { tensor: t.name.clone(), wanted, given: out.len() });
         }
+        self.residency.touched(t.stored_bytes() / t.rows().max(1) * rows.len(), &self.parts);
+        if let Some(scales) = &t.place.scales {
+            return self.read_scaled(t, stored, scales, rows, out);
+        }
         let read = |row: usize, count: usize, out: &mut [f32]| {
             values::read(t.storage, stored, row * row_len..(row + count) * row_len, out)
                 .ok_or_else(|| self.foreign(t))
@@ -226,6 +291,57 @@ impl Checkpoint {
             read(permute::stored_row(row, head_dim), 1, out)?;
         }
         Ok(())
+    }
+
+    fn read_scaled(
+        &self,
+        t: &TensorInfo,
+        packed: &[u8],
+        scales: &Scales,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let bytes = self.parts_of(t, packed, scales)?;
+        quant::read_rows(t.storage, scales, &bytes, t.row_len(), rows, out)
+            .map_err(|unreadable| self.unreadable(t, scales, unreadable))
+    }
+
+    fn parts_of<'a>(
+        &'a self,
+        t: &TensorInfo,
+        packed: &'a [u8],
+        scales: &Scales,
+    ) -> Result<quant::Bytes<'a>, Error> {
+        let at = |s: &Stored| self.bytes(s.part, &s.bytes).ok_or_else(|| self.foreign(t));
+        let global = scales.global.as_ref().map(|global| at(&global.at)).transpose()?;
+        Ok(quant::Bytes { packed, scales: at(&scales.at)?, global: global.unwrap_or_default() })
+    }
+
+    fn unreadable(&self, t: &TensorInfo, scales: &Scales, unreadable: Unreadable) -> Error {
+        let (path, tensor) = (self.path.clone(), t.name.clone());
+        match unreadable {
+            Unreadable::Outside => self.foreign(t),
+            Unreadable::NanScale { row, column } => {
+                Error::NanScale { path, tensor, scale: scales.name.clone(), row, column }
+            }
+            Unreadable::Factor => {
+                let scale = scales.global.as_ref().map(|global| global.name.clone()).unwrap_or_default();
+                Error::ScaleFactor { path, tensor, scale }
+            }
+        }
+    }
+
+    /// The whole tensor as an engine has it that reads its parts wrongly; None where that cannot happen to a tensor
+    /// of its format.
+    ///
+    /// # Errors
+    /// When the tensor is not one of this checkpoint.
+    pub fn misread(&self, t: &TensorInfo, how: Misreading) -> Result<Option<Vec<f32>>, Error> {
+        let packed = self.stored(t)?;
+        let Some(scales) = &t.place.scales else { return Ok(None) };
+        let bytes = self.parts_of(t, packed, scales)?;
+        quant::misread(t.storage, scales, &bytes, (t.rows(), t.row_len()), how)
+            .map_err(|unreadable| self.unreadable(t, scales, unreadable))
     }
 
     /// The whole tensor, dequantised.
@@ -258,9 +374,13 @@ impl Checkpoint {
     }
 
     /// The tensor's values in the mapped file itself, when they are stored as aligned little-endian
-    /// binary32 in the order that [`Checkpoint::read`] gives.
+    /// binary32 in the order that [`Checkpoint::read`] gives, and residency is not bounded.
     pub fn mapped_f32(&self, t: &TensorInfo) -> Option<&[f32]> {
         if t.storage != Storage::F32 || t.place.permuted_head_dim.is_some() || cfg!(target_endian = "big") {
+            return None;
+        }
+        // What is borrowed for long could not be made to leave memory.
+        if self.residency.is_bounded() {
             return None;
         }
         // SAFETY: every bit pattern is a valid f32, and the result borrows the map it lies in.
@@ -300,7 +420,13 @@ impl Checkpoint {
     /// bytes each at its start, middle and end. It tells checkpoints apart; it proves nothing to an
     /// adversary. The same weights in another format have another fingerprint.
     pub fn fingerprint(&self) -> String {
-        fingerprint::of(self.tensors.iter().filter_map(|t| Some((t, self.stored(t).ok()?))))
+        let scales = |t: &TensorInfo| {
+            // A sample brings in the pages around it.
+            self.residency.touched(3 * 64 * 1024, &self.parts);
+            let at = &t.place.scales.as_ref()?.at;
+            self.bytes(at.part, &at.bytes)
+        };
+        fingerprint::of(self.tensors.iter().filter_map(|t| Some((t, self.stored(t).ok()?, scales(t)))))
     }
 }
 

@@ -24,19 +24,21 @@ impl Hash {
     }
 }
 
-/// The fingerprint of tensors in the order given, each with its stored bytes.
-pub(crate) fn of<'a>(tensors: impl Iterator<Item = (&'a TensorInfo, &'a [u8])>) -> String {
+/// The fingerprint of tensors in the order given, each with its stored bytes, and those of its scales.
+pub(crate) fn of<'a>(tensors: impl Iterator<Item = (&'a TensorInfo, &'a [u8], Option<&'a [u8]>)>) -> String {
     let mut hash = Hash(OFFSET);
-    for (tensor, stored) in tensors {
+    for (tensor, stored, scales) in tensors {
         hash.field(tensor.name.as_bytes());
         hash.field(tensor.storage.name().as_bytes());
         hash.bytes(&(tensor.shape.len() as u64).to_le_bytes());
         for &length in &tensor.shape {
             hash.bytes(&(length as u64).to_le_bytes());
         }
-        for start in [0, stored.len() / 2, stored.len().saturating_sub(SAMPLE)] {
-            let end = stored.len().min(start + SAMPLE);
-            hash.field(stored.get(start..end).unwrap_or_default());
+        for bytes in [Some(stored), scales].into_iter().flatten() {
+            for start in [0, bytes.len() / 2, bytes.len().saturating_sub(SAMPLE)] {
+                let end = bytes.len().min(start + SAMPLE);
+                hash.field(bytes.get(start..end).unwrap_or_default());
+            }
         }
     }
     format!("{:016x}", hash.0)

@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Place, map_file};
+use crate::quant::{self, Declared};
 use crate::{Config, Error, FolderFault, Storage, TensorInfo};
 
 /// The most that is read of a JSON file. Real indexes reach a few megabytes.
@@ -19,17 +20,19 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// An opened folder.
 pub(crate) struct Folder {
+    /// Tensors of shards that are not here, with those shards.
+    pub(crate) absent: BTreeMap<String, String>,
     pub(crate) config: Config,
     pub(crate) tensors: Vec<TensorInfo>,
     pub(crate) parts: Vec<Mmap>,
 }
 
 fn fault(path: &Path, fault: FolderFault) -> Error {
-    Error::Folder { path: path.to_path_buf(), fault }
+    Error::Folder { path: path.to_path_buf(), fault: Box::new(fault) }
 }
 
-/// Opens the model in the folder `path`.
-pub(crate) fn open(path: &Path) -> Result<Folder, Error> {
+/// Opens the model in the folder `path`, or what is there of it.
+pub(crate) fn open(path: &Path, in_part: bool) -> Result<Folder, Error> {
     let files = file_names(path)?;
     if !files.iter().any(|file| file == "config.json") {
         let gguf = files.iter().find(|file| file.ends_with(".gguf"));
@@ -37,7 +40,7 @@ pub(crate) fn open(path: &Path) -> Result<Folder, Error> {
         return Err(fault(path, no_config.unwrap_or(FolderFault::NoConfig)));
     }
     let config = read_config(&path.join("config.json"))?;
-    let shards = shards(path, &files)?;
+    let shards = shards(path, &files, in_part)?;
     let nested = config.origin("model_type").is_some_and(|origin| origin.contains("text_config"));
 
     let mut tensors: BTreeMap<String, TensorInfo> = BTreeMap::new();
@@ -45,7 +48,7 @@ pub(crate) fn open(path: &Path) -> Result<Folder, Error> {
     for (part, shard) in shards.names.iter().enumerate() {
         let file = path.join(shard);
         let map = map_file(&file)?;
-        for tensor in read_shard(&file, &map, part, nested)? {
+        for tensor in read_shard(&file, &map, part)? {
             if let Some(first) = tensors.get(&tensor.source_name) {
                 return Err(fault(
                     path,
@@ -65,7 +68,14 @@ pub(crate) fn open(path: &Path) -> Result<Folder, Error> {
             return Err(fault(path, FolderFault::MissingTensor { tensor, shard }));
         }
     }
-    Ok(Folder { config, tensors: tensors.into_values().collect(), parts })
+    let declared = Declared::read(path, &config)?;
+    let joined = quant::join(tensors, &declared, &shards.missing).map_err(|wrong| fault(path, wrong))?;
+    let (mut tensors, mut absent) = (joined.tensors, joined.absent);
+    if nested {
+        tensors.iter_mut().for_each(|tensor| tensor.name = text_name(&tensor.name));
+        absent = absent.into_iter().map(|(name, shard)| (text_name(&name), shard)).collect();
+    }
+    Ok(Folder { absent, config, tensors, parts })
 }
 
 /// The names of the folder's files, sorted.
@@ -121,36 +131,50 @@ struct Shards {
     names: Vec<String>,
     /// Tensor and shard.
     promised: Vec<(String, String)>,
+    /// The same, of shards that are not there.
+    missing: BTreeMap<String, String>,
 }
 
-fn shards(path: &Path, files: &[String]) -> Result<Shards, Error> {
+impl Shards {
+    fn of(names: Vec<String>) -> Shards {
+        Shards { names, promised: Vec::new(), missing: BTreeMap::new() }
+    }
+}
+
+fn shards(path: &Path, files: &[String], in_part: bool) -> Result<Shards, Error> {
     let index = path.join(INDEX);
     // A single file wins over an index beside it, as in transformers.
     if files.iter().any(|file| file == SINGLE) {
-        return Ok(Shards { names: vec![SINGLE.to_owned()], promised: Vec::new() });
+        return Ok(Shards::of(vec![SINGLE.to_owned()]));
     }
     if let Some(object) = read_json(&index)? {
-        return read_index(&index, &object, files);
+        return read_index(&index, &object, files, in_part);
     }
     let found: Vec<&String> = files.iter().filter(|file| file.ends_with(".safetensors")).collect();
     match found.as_slice() {
-        [one] => Ok(Shards { names: vec![one.to_string()], promised: Vec::new() }),
+        [one] => Ok(Shards::of(vec![one.to_string()])),
         [] => {
             let pickle =
                 files.iter().find(|file| [".bin", ".pt", ".pth"].iter().any(|end| file.ends_with(end)));
             let none = pickle.map(|file| FolderFault::Pickle { file: file.clone() });
             Err(fault(path, none.unwrap_or(FolderFault::NoWeights)))
         }
+        several if in_part => Ok(Shards::of(several.iter().map(|name| name.to_string()).collect())),
         several => Err(fault(path, FolderFault::NoIndex { count: several.len() })),
     }
 }
 
-fn read_index(index: &Path, object: &Map<String, Value>, files: &[String]) -> Result<Shards, Error> {
+fn read_index(
+    index: &Path,
+    object: &Map<String, Value>,
+    files: &[String],
+    in_part: bool,
+) -> Result<Shards, Error> {
     let Some(Value::Object(weights)) = object.get("weight_map") else {
         let message = "no object weight_map".to_owned();
         return Err(fault(index, FolderFault::Json { message }));
     };
-    let mut shards = Shards { names: Vec::new(), promised: Vec::new() };
+    let mut shards = Shards::of(Vec::new());
     for (tensor, shard) in weights {
         let Value::String(shard) = shard else {
             let message = format!("weight_map: {tensor} names no file");
@@ -158,6 +182,10 @@ fn read_index(index: &Path, object: &Map<String, Value>, files: &[String]) -> Re
         };
         if !is_plain_name(shard) {
             return Err(fault(index, FolderFault::ShardName { name: shard.clone() }));
+        }
+        if in_part && !files.contains(shard) {
+            shards.missing.insert(tensor.clone(), shard.clone());
+            continue;
         }
         shards.names.push(shard.clone());
         shards.promised.push((tensor.clone(), shard.clone()));
@@ -168,6 +196,9 @@ fn read_index(index: &Path, object: &Map<String, Value>, files: &[String]) -> Re
         return Err(fault(index, FolderFault::MissingShard { shard: shard.clone() }));
     }
     if shards.names.is_empty() {
+        if let Some(shard) = shards.missing.into_values().next() {
+            return Err(fault(index, FolderFault::MissingShard { shard }));
+        }
         return Err(fault(index, FolderFault::NoWeights));
     }
     Ok(shards)
@@ -178,7 +209,7 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', ':', '\0']) && name != "." && name != ".."
 }
 
-fn read_shard(path: &Path, map: &[u8], part: usize, nested: bool) -> Result<Vec<TensorInfo>, Error> {
+fn read_shard(path: &Path, map: &[u8], part: usize) -> Result<Vec<TensorInfo>, Error> {
     let header =
         |error: safetensors::SafeTensorError| fault(path, FolderFault::Header { message: error.to_string() });
     let (header_len, metadata) = SafeTensors::read_metadata(map).map_err(header)?;
@@ -192,11 +223,16 @@ fn read_shard(path: &Path, map: &[u8], part: usize, nested: bool) -> Result<Vec<
         };
         let (start, end) = info.data_offsets;
         tensors.push(TensorInfo {
-            name: if nested { text_name(&source_name) } else { source_name.clone() },
+            name: source_name.clone(),
             source_name,
             shape: info.shape.clone(),
             storage,
-            place: Place { part, bytes: data_start + start..data_start + end, permuted_head_dim: None },
+            place: Place {
+                part,
+                bytes: data_start + start..data_start + end,
+                permuted_head_dim: None,
+                scales: None,
+            },
         });
     }
     Ok(tensors)
@@ -229,6 +265,9 @@ fn storage(dtype: Dtype) -> Option<Storage> {
         Dtype::U16 => Storage::U16,
         Dtype::U8 => Storage::U8,
         Dtype::BOOL => Storage::Bool,
+        Dtype::F8_E4M3 => Storage::F8E4M3,
+        Dtype::F8_E5M2 => Storage::F8E5M2,
+        Dtype::F8_E8M0 => Storage::F8E8M0,
         _ => return None,
     })
 }

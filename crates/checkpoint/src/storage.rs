@@ -1,6 +1,7 @@
 //! How a tensor's elements are stored.
 
-/// The element format of a stored tensor: a plain type, or a block format of ggml.
+/// The element format of a stored tensor: a plain type, a block format of ggml, or a format whose scales are tensors
+/// of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Storage {
     /// IEEE 754 binary64.
@@ -29,6 +30,12 @@ pub enum Storage {
     U8,
     /// One byte, zero or one.
     Bool,
+    /// 8 bits: 4 of exponent, 3 of mantissa; no infinity.
+    F8E4M3,
+    /// 8 bits: 5 of exponent, 2 of mantissa.
+    F8E5M2,
+    /// 8 bits, a power of two: what scales are stored in.
+    F8E8M0,
     /// 4 bits and a scale, blocks of 32.
     Q4_0,
     /// 4 bits, a scale and a minimum, blocks of 32.
@@ -53,6 +60,16 @@ pub enum Storage {
     Iq4Nl,
     /// 4 bits into a table of 16 values, 8 groups with 6-bit scales, blocks of 256.
     Iq4Xs,
+    /// 4-bit floats and a power of two as scale, blocks of 32, in a GGUF file.
+    Mxfp4,
+    /// 4-bit floats in 4 groups, each with an 8-bit float as scale, blocks of 64, in a GGUF file.
+    Nvfp4,
+    /// 8-bit floats; scales for blocks, rows or the whole lie in a tensor of their own.
+    ScaledFp8,
+    /// 4-bit floats; a power of two for each 32 of a row lies in a tensor of its own.
+    ScaledMxfp4,
+    /// 4-bit floats; an 8-bit float for each 16 of a row, and a factor for all, lie in tensors of their own.
+    ScaledNvfp4,
 }
 
 /// Every format, in the order of the enum: format, name, elements and bytes of a block.
@@ -70,6 +87,9 @@ const TABLE: &[(Storage, &str, usize, usize)] = &[
     (Storage::U16, "U16", 1, 2),
     (Storage::U8, "U8", 1, 1),
     (Storage::Bool, "BOOL", 1, 1),
+    (Storage::F8E4M3, "F8_E4M3", 1, 1),
+    (Storage::F8E5M2, "F8_E5M2", 1, 1),
+    (Storage::F8E8M0, "F8_E8M0", 1, 1),
     (Storage::Q4_0, "Q4_0", 32, 18),
     (Storage::Q4_1, "Q4_1", 32, 20),
     (Storage::Q5_0, "Q5_0", 32, 22),
@@ -82,6 +102,11 @@ const TABLE: &[(Storage, &str, usize, usize)] = &[
     (Storage::Q6K, "Q6_K", 256, 210),
     (Storage::Iq4Nl, "IQ4_NL", 32, 18),
     (Storage::Iq4Xs, "IQ4_XS", 256, 136),
+    (Storage::Mxfp4, "MXFP4", 32, 17),
+    (Storage::Nvfp4, "NVFP4", 64, 36),
+    (Storage::ScaledFp8, "FP8+scales", 1, 1),
+    (Storage::ScaledMxfp4, "MXFP4+scales", 32, 16),
+    (Storage::ScaledNvfp4, "NVFP4+scales", 16, 8),
 ];
 
 impl Storage {
@@ -105,19 +130,30 @@ impl Storage {
         TABLE[self as usize].2
     }
 
-    /// Bytes of one block; for plain types, of one element.
+    /// Bytes of one block, without scales that lie elsewhere; for plain types, of one element.
     pub fn block_bytes(self) -> usize {
         TABLE[self as usize].3
     }
 
-    /// Whether this is a block format of ggml.
+    /// Whether elements share scales.
     pub fn is_quantised(self) -> bool {
-        self.block_len() > 1
+        self.is_ggml_block() || self.has_scales()
+    }
+
+    /// Whether this is a block format of ggml.
+    pub fn is_ggml_block(self) -> bool {
+        self.block_len() > 1 && !self.has_scales()
+    }
+
+    /// Whether scales are tensors of their own, as safetensors files have them.
+    pub fn has_scales(self) -> bool {
+        matches!(self, Storage::ScaledFp8 | Storage::ScaledMxfp4 | Storage::ScaledNvfp4)
     }
 
     /// Whether elements are plain floating-point numbers.
     pub fn is_float(self) -> bool {
         matches!(self, Storage::F64 | Storage::F32 | Storage::F16 | Storage::BF16)
+            || matches!(self, Storage::F8E4M3 | Storage::F8E5M2 | Storage::F8E8M0)
     }
 
     /// Bytes of `elements` elements, when they are a whole number of blocks.

@@ -7,6 +7,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::Storage;
 use crate::gguf::dequant;
+use crate::quant::small;
 
 /// The largest block of any format, in elements.
 const MAX_BLOCK: usize = 256;
@@ -64,6 +65,9 @@ fn read_plain(storage: Storage, bytes: &[u8], out: &mut [f32]) {
         Storage::U64 => each::<8>(bytes, out, |b| u64::from_le_bytes(b) as f32),
         Storage::U32 => each::<4>(bytes, out, |b| u32::from_le_bytes(b) as f32),
         Storage::U16 => each::<2>(bytes, out, |b| f32::from(u16::from_le_bytes(b))),
+        Storage::F8E4M3 => each::<1>(bytes, out, |[b]| small::e4m3(b)),
+        Storage::F8E5M2 => each::<1>(bytes, out, |[b]| small::e5m2(b)),
+        Storage::F8E8M0 => each::<1>(bytes, out, |[b]| small::e8m0(b)),
         _ => each::<1>(bytes, out, |[b]| f32::from(b)),
     }
 }
@@ -106,6 +110,9 @@ mod tests {
             (Storage::U16, &[0xff, 0xff], 65535.0),
             (Storage::U8, &[0xff], 255.0),
             (Storage::Bool, &[1], 1.0),
+            (Storage::F8E4M3, &[0xfe], -448.0),
+            (Storage::F8E5M2, &[0x7b], 57344.0),
+            (Storage::F8E8M0, &[0x80], 2.0),
         ];
         for &(storage, bytes, value) in cases {
             let twice = [[0; 8][..bytes.len()].to_vec(), bytes.to_vec()].concat();
@@ -128,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_range_that_cuts_blocks_reads_what_the_whole_tensor_has_there() {
-        for storage in Storage::all().filter(|s| s.is_quantised()) {
+        for storage in Storage::all().filter(|s| s.is_ggml_block()) {
             let bytes: Vec<u8> = (0..3 * storage.block_bytes()).map(|n| (n * 37 % 59) as u8).collect();
             let elements = 3 * storage.block_len();
             let mut all = vec![0.0; elements];

@@ -53,7 +53,7 @@ pub enum OutputFormat {
 /// Options of every command that executes a model.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Resources {
-    /// Memory for dequantised weights, e.g. 512M or 8G [default: a quarter of the machine's]
+    /// Memory for weights, mapped or dequantised, e.g. 512M or 8G [default: a quarter of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<usize>,
     /// Threads; results do not depend on it [default: one for each core]

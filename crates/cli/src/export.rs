@@ -48,7 +48,8 @@ pub fn run(
     vacant(folder)?;
     let progress = Progress::new("checking");
     let report = |done, total| progress.report(done, total);
-    let options = CheckOptions { arithmetic, memory: 0, lanes: LANES, progress: Some(&report) };
+    let options =
+        CheckOptions { arithmetic, lanes: LANES, progress: Some(&report), ..CheckOptions::default() };
     let (_, evidence) = check_with_evidence(trace, model, &options)?;
     drop(progress);
     let what = gather(&evidence, op, only.step)?;

@@ -13,6 +13,11 @@ pub fn model(path: &Path) -> Result<Model> {
     Ok(Model::new(Checkpoint::open(path)?)?)
 }
 
+/// Opens what is here of a model, and writes the whole program.
+pub fn part_of_model(path: &Path) -> Result<Model> {
+    Ok(Model::of_part(Checkpoint::open_part(path)?)?)
+}
+
 impl Resources {
     /// Bytes of dequantised weights to keep.
     pub fn memory(&self) -> usize {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use anyhow::{Context as _, Result, anyhow};
-use firstdiff_compare::Check;
+use firstdiff_compare::{Check, CheckOptions};
 use firstdiff_engine::sampler::{SampleOptions, Sampler};
 use firstdiff_model::Model;
 use firstdiff_trace::{Manifest, Producer, Trace, Writer};
@@ -105,7 +105,7 @@ impl<'s, 'e> Background<'s, 'e> {
         writer.finish()?;
         let trace = Trace::open(self.recording.folder.path())?;
         let (model, path) = (self.model, self.path);
-        self.check = Some(self.threads.spawn(move || judge(&trace, model, None, path, None)));
+        self.check = Some(self.threads.spawn(move || judge(&trace, model, CheckOptions::default(), path)));
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! The verdict on a trace.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use firstdiff_model::{Model, OpKind};
-use firstdiff_reference::{Arithmetic, Executor, KeyValues, StepInput, Weights};
+use firstdiff_reference::{Arithmetic, StepInput};
 use firstdiff_tensor::{DType, Float};
 use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
@@ -13,9 +14,11 @@ use crate::align::Alignment;
 use crate::arithmetic::{self, ArithmeticUse};
 use crate::evidence::Evidence;
 use crate::finding::{Finding, findings};
-use crate::inspection::inspect;
+use crate::inspection::{inspect, inspect_some};
 use crate::measure::Measured;
-use crate::replay::{Ambiguous, Judged, Replay, input};
+use crate::parts::{self, Chosen, LayersChecked};
+use crate::replay::{Ambiguous, Judged, input};
+use crate::side_by_side::{self as replay, Replayed};
 use crate::tokens::{self, Tokens};
 
 /// The outcome.
@@ -43,6 +46,9 @@ pub struct Coverage {
     pub missing: Vec<String>,
     /// Recorded names that the model does not have.
     pub unknown: Vec<String>,
+    /// Where a slice of the model was checked: which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<LayersChecked>,
 }
 
 /// The result of a check.
@@ -92,6 +98,17 @@ pub struct CheckOptions<'a> {
     pub lanes: usize,
     /// Called with operations done and to do.
     pub progress: Option<&'a (dyn Fn(usize, usize) + Sync)>,
+    /// Parts of the replay that run side by side; results do not depend on it.
+    pub jobs: usize,
+    /// Layers to check; `None`: the whole model.
+    pub layers: Option<Vec<Range<usize>>>,
+}
+
+impl Default for CheckOptions<'_> {
+    /// The whole model, one operation after another, nine executions for the noise of inner values.
+    fn default() -> Self {
+        CheckOptions { arithmetic: None, memory: 0, lanes: 9, progress: None, jobs: 1, layers: None }
+    }
 }
 
 /// Checks `trace` against `model`.
@@ -131,6 +148,10 @@ type Whole = (Check, Vec<Judged>, Alignment, Vec<StepInput>, Arithmetic);
 fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Whole, Error> {
     same_model(trace, model)?;
     let alignment = Alignment::new(trace, &model.program)?;
+    let chosen = parts::choose(model, &alignment, options.layers.as_deref())?;
+    let replay = |arithmetic: &Arithmetic, steps: &[StepInput]| {
+        replay::replay(trace, model, &alignment, &chosen, steps, arithmetic, options)
+    };
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
     let (mut arithmetic, mut used) = match &options.arithmetic {
         Some(given) => {
@@ -139,14 +160,13 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         }
         None => arithmetic::resolve(trace)?,
     };
-    let suspicions = inspect(model, None)?.suspicions();
-    let Replayed { mut judged, mut ambiguous } =
-        replay(trace, model, &alignment, &steps, &arithmetic, options)?;
+    let suspicions = suspicions(model, &chosen)?;
+    let Replayed { mut judged, mut ambiguous } = replay(&arithmetic, &steps)?;
     let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
     let mut doubt = None;
     if used.declared && products_are_wrong(&judged, model) {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
-            let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
+            let again = replay(&dearer, &steps)?;
             if arithmetic::is_adopted(&judged, &again.judged) {
                 doubt = Some(format!(
                     "{} leaves {} of {} values unexplained, {} would leave {}: is what is declared what the \
@@ -163,7 +183,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     }
     if !used.declared && wrong(&judged) > 0 {
         for dearer in arithmetic::dearer(&arithmetic, quantised) {
-            let again = replay(trace, model, &alignment, &steps, &dearer, options)?;
+            let again = replay(&dearer, &steps)?;
             if !arithmetic::is_adopted(&judged, &again.judged) {
                 continue;
             }
@@ -182,8 +202,8 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     }
 
     let findings = findings(&judged, &model.program, trace, &alignment);
-    let coverage = coverage(trace, model, &alignment, &judged);
-    let tokens = if coverage.taps == 0 {
+    let coverage = coverage(trace, model, &alignment, &chosen, &judged);
+    let tokens = if coverage.taps == 0 || coverage.layers.is_some() {
         None
     } else {
         let total = model.program.ops.len();
@@ -220,37 +240,14 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     Ok((check, judged, alignment, steps, arithmetic))
 }
 
-/// What a replay gives.
-struct Replayed {
-    judged: Vec<Judged>,
-    ambiguous: Vec<Ambiguous>,
-}
-
-fn replay(
-    trace: &Trace,
-    model: &Model,
-    alignment: &Alignment,
-    steps: &[StepInput],
-    arithmetic: &Arithmetic,
-    options: &CheckOptions,
-) -> Result<Replayed, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
-    let total = model.program.ops.len();
-    let report = options.progress.map(|p| move |done: usize| p(done, 2 * total));
-    let executor = Executor {
-        program: &model.program,
-        weights: &weights,
-        arithmetic: Some(arithmetic),
-        lanes: options.lanes,
-        progress: report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync)),
-    };
-    let mut replay = Replay::new(trace, &model.program, alignment);
-    let outcome = executor.execute(steps, &mut KeyValues::new(total), &mut replay);
-    match (replay.failed, outcome) {
-        (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(error.into()),
-        (None, Ok(())) => Ok(Replayed { judged: replay.judged, ambiguous: replay.ambiguous }),
+/// What is suspicious about the weights that are used.
+fn suspicions(model: &Model, chosen: &Chosen) -> Result<Vec<String>, Error> {
+    if chosen.layers.is_none() {
+        return Ok(inspect(model, None)?.suspicions());
     }
+    let weights = |&op: &usize| model.program.ops[op].kind.weights().into_iter().map(|(name, _)| name);
+    let used: BTreeSet<&str> = chosen.ops.iter().flat_map(weights).collect();
+    Ok(inspect_some(model, |name| used.contains(name), None)?.suspicions())
 }
 
 fn wrong(judged: &[Judged]) -> usize {
@@ -296,7 +293,10 @@ pub(crate) fn declared_model(trace: &Trace, model: &Model) -> Result<(), Error> 
     {
         return Err(differ("family", family, model.family.name.to_string()));
     }
-    if let Some(fingerprint) = &spec.fingerprint {
+    // The fingerprint is one of all tensors.
+    if let Some(fingerprint) = &spec.fingerprint
+        && model.checkpoint.count_absent() == 0
+    {
         let ours = model.checkpoint.fingerprint();
         if *fingerprint != ours {
             let (file, trace) = (trace.path().join("trace.json"), fingerprint.clone());
@@ -306,11 +306,17 @@ pub(crate) fn declared_model(trace: &Trace, model: &Model) -> Result<(), Error> 
     Ok(())
 }
 
-fn coverage(trace: &Trace, model: &Model, alignment: &Alignment, judged: &[Judged]) -> Coverage {
+fn coverage(
+    trace: &Trace,
+    model: &Model,
+    alignment: &Alignment,
+    chosen: &Chosen,
+    judged: &[Judged],
+) -> Coverage {
     let recorded: BTreeSet<String> =
         judged.iter().map(|j| tap::pattern(&model.program.ops[j.op].tap)).collect();
     let mut missing = Vec::new();
-    for op in &model.program.ops {
+    for op in chosen.ops.iter().map(|&op| &model.program.ops[op]) {
         let pattern = tap::pattern(&op.tap);
         if !recorded.contains(&pattern) && !missing.contains(&pattern) {
             missing.push(pattern);
@@ -322,6 +328,7 @@ fn coverage(trace: &Trace, model: &Model, alignment: &Alignment, judged: &[Judge
         elements: judged.iter().map(|j| j.measured.elements).sum(),
         missing,
         unknown: alignment.unknown.clone(),
+        layers: chosen.layers.clone(),
     }
 }
 
@@ -381,6 +388,13 @@ fn notes(
              another revision. Then nothing here is a bug of the engine until both use the same file"
                 .into(),
         );
+    }
+    if let Some(LayersChecked { checked, of }) = &coverage.layers {
+        notes.push(format!(
+            "{} of {of} layers were checked, and nothing else: not the other layers, the embedding, the output matrix or \
+             the tokens chosen",
+            checked.len()
+        ));
     }
     if coverage.taps == 0 {
         notes.push("no recorded value could be compared; record `logits` next, then `layers.*.out`".into());

@@ -130,6 +130,22 @@ pub enum Error {
         /// The first difference.
         reason: String,
     },
+    /// A layer that the model does not have.
+    #[error("layer {layer} was asked for, and the model has layers 0 to {}", layers.saturating_sub(1))]
+    NoSuchLayer {
+        /// The layer.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// A weight of another layer than those asked for is needed, and not here.
+    #[error("{needed}; or record '{tap}' in every step: then it need not be computed")]
+    NeededOutside {
+        /// What was not recorded.
+        tap: String,
+        /// What is missing.
+        needed: Box<firstdiff_model::Error>,
+    },
     /// A file that is no list of token ids.
     #[error(
         "{file}: {reason}; expected a trace folder, or a file with the JSON of `firstdiff run --format json`, a JSON array \

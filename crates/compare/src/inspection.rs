@@ -64,7 +64,17 @@ pub struct Inspection {
 /// # Errors
 /// When a tensor cannot be read.
 pub fn inspect(model: &Model, progress: Option<&(dyn Fn(usize, usize) + Sync)>) -> Result<Inspection, Error> {
-    let uses = model.tensor_uses();
+    inspect_some(model, |_| true, progress)
+}
+
+/// Looks the tensors over whose names are `wanted`.
+pub(crate) fn inspect_some(
+    model: &Model,
+    wanted: impl Fn(&str) -> bool,
+    progress: Option<&(dyn Fn(usize, usize) + Sync)>,
+) -> Result<Inspection, Error> {
+    let mut uses = model.tensor_uses();
+    uses.retain(|u| wanted(&u.tensor.name));
     let (done, total) = (std::sync::atomic::AtomicUsize::new(0), uses.len());
     let tensors: Vec<TensorReport> = uses
         .par_iter()

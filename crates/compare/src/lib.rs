@@ -12,8 +12,10 @@ mod evidence;
 mod finding;
 mod inspection;
 mod measure;
+mod parts;
 mod place;
 mod replay;
+mod side_by_side;
 mod structure;
 mod tokens;
 mod ulps;
@@ -27,6 +29,7 @@ pub use evidence::Evidence;
 pub use finding::{Cause, Element, Finding, Rejected, Sizes};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
 pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use parts::LayersChecked;
 pub use replay::Ambiguous;
 pub use structure::Structure;
 pub use tokens::{

@@ -1,5 +1,7 @@
 //! Local replay: the trace's values override the reference's, and each is measured on the way.
 
+use std::collections::BTreeMap;
+
 use firstdiff_model::ops::Discrete;
 use firstdiff_model::{Axis, OpKind, Program};
 use firstdiff_reference::{Choice, Computed, Noise, StepInput, TIE, Taps};
@@ -50,6 +52,21 @@ pub(crate) struct Replay<'a> {
     poisoned: Vec<Vec<bool>>,
     /// An error of ours, kept while the executor is stopped.
     pub failed: Option<Error>,
+}
+
+/// Leaves the structure of the first few wrong taps of a kind: parts of a replay that run side by side each
+/// examine as many.
+pub(crate) fn leave_examined(judged: &mut [Judged], program: &Program) {
+    let mut examined: BTreeMap<String, usize> = BTreeMap::new();
+    for j in judged.iter_mut() {
+        let count = examined.entry(tap::pattern(&program.ops[j.op].tap)).or_default();
+        if *count >= EXAMINED {
+            j.structure.clear();
+            j.ulps = None;
+        } else if !j.structure.is_empty() {
+            *count += 1;
+        }
+    }
 }
 
 impl<'a> Replay<'a> {
@@ -154,38 +171,45 @@ pub(crate) fn input(step: &Step) -> StepInput {
     }
 }
 
+impl Replay<'_> {
+    /// Whether any value was not finite, or follows from one.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.iter().flatten().any(|&p| p)
+    }
+
+    fn read(&mut self, op: usize, step: usize) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
+        let name = &self.program.ops[op].tap;
+        match self.alignment.read::<f64>(step, op, name, &self.trace.steps[step]) {
+            Ok(value) => Ok(value),
+            Err(Error::Trace(e)) => Err(e.into()),
+            Err(e) => {
+                let (tap, reader) = (name.clone(), "the comparison".to_string());
+                let (found, expected) = (vec![], e.to_string());
+                self.failed = Some(e);
+                Err(firstdiff_reference::Error::Shape { step, tap, found, reader, expected })
+            }
+        }
+    }
+}
+
 impl Taps<f64> for Replay<'_> {
+    fn start(&mut self, op: usize, step: usize) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
+        self.read(op, step)
+    }
+
     fn recorded(&self, op: usize, step: usize) -> bool {
         self.alignment.placements[step][op].is_some()
     }
 
     fn visit(&mut self, computed: Computed<f64>) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
-        let (op, step) = (&self.program.ops[computed.op], &self.trace.steps[computed.step]);
+        let op = &self.program.ops[computed.op];
         let poisoned = self.inherits_poison(computed.op, computed.step);
         self.poisoned[computed.step][computed.op] = poisoned;
-        let read = self.alignment.read::<f64>(computed.step, computed.op, &op.tap, step);
-        let mut value = match read {
-            Ok(Some(value)) => value,
-            Ok(None) => {
-                if let Some(choice) = computed.choice {
-                    self.open(computed.op, computed.step, choice);
-                }
-                return Ok(None);
+        let Some(mut value) = self.read(computed.op, computed.step)? else {
+            if let Some(choice) = computed.choice {
+                self.open(computed.op, computed.step, choice);
             }
-            Err(Error::Trace(e)) => return Err(e.into()),
-            Err(e) => {
-                let tap = op.tap.clone();
-                let reader = "the comparison".to_string();
-                let (found, expected) = (vec![], e.to_string());
-                self.failed = Some(e);
-                return Err(firstdiff_reference::Error::Shape {
-                    step: computed.step,
-                    tap,
-                    found,
-                    reader,
-                    expected,
-                });
-            }
+            return Ok(None);
         };
         if let Some(kind) = op.kind.discrete() {
             return Ok(Some(self.chosen(computed.op, computed.step, &computed, value, kind)));

@@ -14,7 +14,7 @@ use firstdiff_reference::{Computed, Executor, Nothing, Session, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Manifest, Producer, StepWriter, Trace, Writer};
 
-use crate::{bench_causes, bench_verdicts, models, python, stories, workspace};
+use crate::{bench_causes, bench_large, bench_verdicts, models, python, stories, workspace};
 
 mod diff;
 
@@ -43,6 +43,8 @@ enum What {
     Causes(bench_causes::Causes),
     /// What naming a cause costs on SmolLM2-135M and Qwen2.5-0.5B, in time and memory
     Diagnose,
+    /// A checkpoint larger than memory: time for each layer, and peak memory
+    Large(bench_large::Large),
     /// `diff` of two traces on disk against numpy computing the same numbers, and its peak memory
     Diff(diff::Sizes),
 }
@@ -57,6 +59,7 @@ pub fn run(c: &Bench) -> Result<()> {
         What::Diff(sizes) => return diff::run(sizes, c.rounds),
         What::Causes(causes) => return bench_causes::run(causes),
         What::Diagnose => return stories::diagnosis_cost(),
+        What::Large(large) => return bench_large::run(large),
         What::Reference | What::Check => {}
     }
     let path = match &c.model {
@@ -67,7 +70,7 @@ pub fn run(c: &Bench) -> Result<()> {
     match c.what {
         What::Reference => reference(c, &model, &path),
         What::Check => check_costs(c, &model, &path),
-        What::Verdicts(_) | What::Diff(_) | What::Causes(_) | What::Diagnose => Ok(()),
+        What::Verdicts(_) | What::Diff(_) | What::Causes(_) | What::Diagnose | What::Large(_) => Ok(()),
     }
 }
 
@@ -191,7 +194,7 @@ fn check_costs(c: &Bench, model: &Model, path: &Path) -> Result<()> {
     for round in 0..=c.rounds {
         let forward = prefill(model, &weights)?;
         let start = Instant::now();
-        let options = CheckOptions { arithmetic: None, memory: 0, lanes: 9, progress: None };
+        let options = CheckOptions::default();
         let verdict = check(&trace, model, &options)?.verdict;
         let time = milliseconds(start);
         if round > 0 {

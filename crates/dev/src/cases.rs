@@ -57,7 +57,7 @@ impl Case {
         let path = folder().join("models").join(self.fact("model")?);
         let model = Model::new(Checkpoint::open(&path).map_err(|e| at(&e))?).map_err(|e| at(&e))?;
         let trace = Trace::open(&self.folder.join("trace")).map_err(|e| at(&e))?;
-        let options = CheckOptions { arithmetic: None, memory: 0, lanes: LANES, progress: None };
+        let options = CheckOptions { lanes: LANES, ..CheckOptions::default() };
         let (mut check, evidence) = check_with_evidence(&trace, &model, &options).map_err(|e| at(&e))?;
         let options = Options { memory: 64 << 20, lanes: LANES, listed };
         diagnose(&mut check, &evidence, options).map_err(|e| at(&e))?;

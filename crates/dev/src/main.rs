@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_causes;
+mod bench_large;
 mod bench_verdicts;
 mod cases;
 mod demo;

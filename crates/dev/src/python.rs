@@ -8,8 +8,18 @@ use anyhow::Result;
 use crate::workspace;
 
 /// Packages from the package index. torch brings its CUDA libraries along: about 5 GB.
-const PACKAGES: &[&str] =
-    &["torch", "transformers>=5", "numpy", "safetensors", "gguf", "jinja2", "pytest", "accelerate"];
+const PACKAGES: &[&str] = &[
+    "torch",
+    "transformers>=5",
+    "numpy",
+    "safetensors",
+    "gguf",
+    "jinja2",
+    "pytest",
+    "accelerate",
+    "compressed-tensors",
+    "nvidia-modelopt",
+];
 
 /// The interpreter of the environment, which is created and filled on the first call.
 pub fn interpreter() -> Result<PathBuf> {

@@ -105,7 +105,8 @@ fn supported() -> String {
         Storage::all().filter(|s| keep(*s)).map(Storage::name).collect::<Vec<_>>().join(" ")
     };
     out += &format!("\nWeights in safetensors: {}.\n", names(Storage::is_float));
-    out += &format!("Weights in GGUF: these, and {}.\n", names(Storage::is_quantised));
+    out += &format!("Weights in GGUF: F64 F32 F16 BF16, and {}.\n", names(Storage::is_ggml_block));
+    out += &format!("Quantised weights in safetensors: {}.\n", names(Storage::has_scales));
     out
 }
 
@@ -122,7 +123,7 @@ fn the_output_shown_first_is_what_the_demo_prints() {
     let demo = root().join("crates/cli/demo");
     let trace = Trace::open(&demo.join("trace")).unwrap();
     let model = Model::new(Checkpoint::open(&demo.join("model")).unwrap()).unwrap();
-    let options = CheckOptions { arithmetic: None, memory: 0, lanes: 9, progress: None };
+    let options = CheckOptions::default();
     let (mut result, evidence) = check_with_evidence(&trace, &model, &options).unwrap();
     let options = firstdiff_diagnose::Options { memory: 0, lanes: options.lanes, listed: 5 };
     firstdiff_diagnose::diagnose(&mut result, &evidence, options).unwrap();

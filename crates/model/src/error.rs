@@ -50,6 +50,18 @@ pub enum Error {
         /// The shape it should have.
         shape: Vec<usize>,
     },
+    /// A weight that is needed is in a file that is not here.
+    #[error("{file}: {tap} needs tensor '{name}', which is in {shard}, and that is not here: download it")]
+    MissingShard {
+        /// The checkpoint.
+        file: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// The file that holds it.
+        shard: String,
+        /// What needs it.
+        tap: String,
+    },
     /// A weight has another shape than the configuration says.
     #[error(
         "{file}: tensor '{name}' has shape {found:?} where the configuration makes it {expected:?}; file and configuration are of different models"

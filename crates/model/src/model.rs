@@ -2,7 +2,7 @@
 
 use firstdiff_checkpoint::{Checkpoint, TensorInfo};
 
-use crate::{Error, FAMILIES, Family, Program, Setting, Settings};
+use crate::{Error, FAMILIES, Family, Op, Program, Setting, Settings};
 
 /// A model, ready to execute: every weight the program needs is in the checkpoint, in the right shape.
 #[derive(Debug)]
@@ -45,6 +45,18 @@ pub struct TensorUse<'m> {
     pub usage: Usage,
 }
 
+/// Scales for activations and caches, by the end of their name.
+const ACTIVATION_SCALES: [&str; 8] = [
+    ".input_scale",
+    ".input_scale_inv",
+    ".input_global_scale",
+    ".output_scale",
+    ".activation_scale",
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+];
+
 impl Model {
     /// Builds the program of `checkpoint` and checks that every weight is there.
     ///
@@ -52,6 +64,18 @@ impl Model {
     /// When the family is unknown, the configuration is invalid, or a tensor is missing or has
     /// another shape.
     pub fn new(checkpoint: Checkpoint) -> Result<Model, Error> {
+        Model::build(checkpoint, false)
+    }
+
+    /// Builds the program of what is here of a model: weights may be missing until [`Model::need`] asks for them.
+    ///
+    /// # Errors
+    /// When the family is unknown, the configuration is invalid, or a tensor that is here has another shape.
+    pub fn of_part(checkpoint: Checkpoint) -> Result<Model, Error> {
+        Model::build(checkpoint, true)
+    }
+
+    fn build(checkpoint: Checkpoint, in_part: bool) -> Result<Model, Error> {
         let model_type = checkpoint.config().model_type()?.to_string();
         if let Some((_, why)) = REFUSED.iter().find(|(name, _)| model_type.starts_with(name)) {
             let file = checkpoint.config().file().to_path_buf();
@@ -68,6 +92,7 @@ impl Model {
         for (name, weight) in program.weights() {
             let file = || checkpoint.path().to_path_buf();
             match checkpoint.tensor(name) {
+                None if in_part => {}
                 None => {
                     return Err(Error::MissingTensor {
                         file: file(),
@@ -85,6 +110,20 @@ impl Model {
         Ok(Model { checkpoint, family, program, settings })
     }
 
+    /// Checks that the weights of an operation are here.
+    ///
+    /// # Errors
+    /// When one is not; the error names the file it is in, where that is known.
+    pub fn need(&self, op: &Op) -> Result<(), Error> {
+        let missing = op.kind.weights().into_iter().find(|(name, _)| self.checkpoint.tensor(name).is_none());
+        let Some((name, shape)) = missing else { return Ok(()) };
+        let (file, tap) = (self.checkpoint.path().to_path_buf(), op.tap.clone());
+        Err(match self.checkpoint.absent(name) {
+            Some(shard) => Error::MissingShard { file, name: name.into(), shard: shard.into(), tap },
+            None => Error::MissingTensor { file, name: name.into(), shape },
+        })
+    }
+
     /// Every tensor of the checkpoint and what reads it, by name.
     pub fn tensor_uses(&self) -> Vec<TensorUse<'_>> {
         let weights = self.program.weights();
@@ -93,6 +132,9 @@ impl Model {
             None if name == "rope_freqs.weight" => Usage::Folded,
             None if name.ends_with("rotary_emb.inv_freq") => {
                 Usage::Ignored("recomputed from the configuration")
+            }
+            None if ACTIVATION_SCALES.iter().any(|end| name.ends_with(end)) => {
+                Usage::Ignored("how engines quantise activations; the weights alone are dequantised")
             }
             None if name.starts_with("mtp.") || name.starts_with("model.mtp.") => {
                 Usage::Ignored("of the block that predicts further tokens, which is not executed")

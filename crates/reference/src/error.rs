@@ -3,6 +3,14 @@
 /// An execution that could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A value that an execution should start from is not recorded.
+    #[error("step {step}: '{tap}' is not recorded, and it is where the execution starts")]
+    NotRecorded {
+        /// The step.
+        step: usize,
+        /// The tap.
+        tap: String,
+    },
     /// A weight could not be read.
     #[error(transparent)]
     Checkpoint(#[from] firstdiff_checkpoint::Error),

@@ -143,6 +143,14 @@ pub trait Taps<T> {
     /// Whether a value is recorded for this operation in this step.
     fn recorded(&self, op: usize, step: usize) -> bool;
 
+    /// The recorded value of an operation that is not executed; `None` where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn start(&mut self, _op: usize, _step: usize) -> Result<Option<Tensor<T>>, Error> {
+        Ok(None)
+    }
+
     /// Sees every value as it is computed; what it returns is used from there on in its place.
     ///
     /// # Errors
@@ -223,6 +231,21 @@ impl Executor<'_> {
         keys: &mut KeyValues<T>,
         taps: &mut impl Taps<T>,
     ) -> Result<(), Error> {
+        let all: Vec<usize> = (0..self.program.ops.len()).collect();
+        self.execute_some(&all, steps, keys, taps)
+    }
+
+    /// Executes some operations, given in their order. What they read from others is taken from `taps`.
+    ///
+    /// # Errors
+    /// As [`Executor::execute`], and when a value that is read is neither executed nor recorded.
+    pub fn execute_some<T: Real>(
+        &self,
+        ops: &[usize],
+        steps: &[StepInput],
+        keys: &mut KeyValues<T>,
+        taps: &mut impl Taps<T>,
+    ) -> Result<(), Error> {
         self.validate(steps)?;
         let step_keys = step_keys(&keys.labels, steps);
         if let Some(last) = step_keys.last() {
@@ -230,7 +253,13 @@ impl Executor<'_> {
         }
         let last_uses = self.program.last_uses();
         let mut flights: Vec<Vec<Option<Flight<T>>>> = vec![vec![]; self.program.ops.len()];
-        for (index, op) in self.program.ops.iter().enumerate() {
+        for (done, &index) in ops.iter().enumerate() {
+            let op = &self.program.ops[index];
+            for input in op.inputs.iter().map(|v| v.0).filter(|v| ops.binary_search(v).is_err()) {
+                if flights[input].is_empty() {
+                    flights[input] = self.recorded(input, steps.len(), taps)?;
+                }
+            }
             let outputs = {
                 let inputs: Vec<Inputs<T>> = steps
                     .iter()
@@ -255,10 +284,28 @@ impl Executor<'_> {
                 }
             }
             if let Some(progress) = self.progress {
-                progress(index + 1);
+                progress(done + 1);
             }
         }
         Ok(())
+    }
+
+    /// The recorded values of an operation in every step, as if it had been executed and overridden.
+    fn recorded<T: Real>(
+        &self,
+        index: usize,
+        steps: usize,
+        taps: &mut impl Taps<T>,
+    ) -> Result<Vec<Option<Flight<T>>>, Error> {
+        let op = &self.program.ops[index];
+        let flight = |step: usize| {
+            let value =
+                taps.start(index, step)?.ok_or_else(|| Error::NotRecorded { step, tap: op.tap.clone() })?;
+            let unrounded = |a| noise::before_storing(self.lanes, a, op, index, step, &value);
+            let lanes = self.arithmetic.map(unrounded).unwrap_or_default();
+            Ok(Some(Flight { exact: Arc::new(value), lanes }))
+        };
+        (0..steps).map(flight).collect()
     }
 
     fn validate(&self, steps: &[StepInput]) -> Result<(), Error> {

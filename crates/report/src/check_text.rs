@@ -17,7 +17,16 @@ pub fn check_text(check: &Check) -> String {
 
 fn write(out: &mut String, check: &Check) -> std::fmt::Result {
     match check.verdict {
-        Verdict::Agrees => writeln!(out, "agrees: rounding explains every value compared")?,
+        Verdict::Agrees => match &check.coverage.layers {
+            Some(l) => writeln!(
+                out,
+                "agrees, as far as {} of {} layers go ({}): rounding explains every value compared",
+                l.checked.len(),
+                l.of,
+                runs(&l.checked)
+            )?,
+            None => writeln!(out, "agrees: rounding explains every value compared")?,
+        },
         Verdict::Unmeasured => writeln!(out, "unmeasured: nothing could be compared")?,
         Verdict::Diverges => match check.findings.first() {
             Some(f) if f.operations.len() > 1 => writeln!(

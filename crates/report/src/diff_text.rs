@@ -158,6 +158,12 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
             count(differ)
         ),
     )?;
+    let nan: usize = diff.rows.iter().map(|r| r.nan).sum();
+    if let Some(row) = diff.rows.iter().find(|r| r.nan > 0) {
+        let text =
+            format!("{} elements are NaN in both, first in {} in step {}", count(nan), row.tap, row.step);
+        say(out, "NaN", &text)?;
+    }
     if let Some(step) = diff.first_other_token {
         say(
             out,

@@ -94,4 +94,77 @@ pub enum FolderFault {
         /// Its type.
         dtype: String,
     },
+    /// A quantisation that is not read.
+    #[error("quantised with {what} {found:?}, which is not supported; supported are {supported}")]
+    Quantisation {
+        /// The setting.
+        what: &'static str,
+        /// Its value.
+        found: String,
+        /// What is read.
+        supported: &'static str,
+    },
+    /// A tensor that makes quantised weights mean something else.
+    #[error(
+        "tensor {tensor} changes what the quantised weights beside it mean, which is not supported; \
+         use a model quantised without it, or the unquantised one"
+    )]
+    QuantisedWith {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A quantised weight without scales.
+    #[error("tensor {tensor} is {storage}, and its scales {names} are missing; is the download complete?")]
+    NoScales {
+        /// The weight.
+        tensor: String,
+        /// Its format.
+        storage: &'static str,
+        /// The names that they may have.
+        names: String,
+    },
+    /// Scales of a type that no supported format has.
+    #[error(
+        "tensor {tensor} is {storage} with scales {scale} of type {found}, which no supported format has \
+         (FP8, MXFP4 and NVFP4 are); use another quantisation of the model"
+    )]
+    ScaleType {
+        /// The weight.
+        tensor: String,
+        /// Its type.
+        storage: &'static str,
+        /// The scales.
+        scale: String,
+        /// Their type.
+        found: &'static str,
+    },
+    /// Scales of a shape that does not fit their weight.
+    #[error(
+        "tensor {tensor} has shape {shape:?} and its scales {scale} have {found:?}, not {expected}; \
+         weight and configuration are of different models, or the file is damaged"
+    )]
+    ScaleShape {
+        /// The weight.
+        tensor: String,
+        /// Its shape, unpacked.
+        shape: Vec<usize>,
+        /// The scales.
+        scale: String,
+        /// Their shape.
+        found: Vec<usize>,
+        /// The shape that they should have.
+        expected: String,
+    },
+    /// A packed weight that holds no whole blocks.
+    #[error(
+        "tensor {tensor} has shape {shape:?}, which is no whole number of {format} blocks; download it again"
+    )]
+    PackedShape {
+        /// The weight.
+        tensor: String,
+        /// Its shape, packed.
+        shape: Vec<usize>,
+        /// The format.
+        format: &'static str,
+    },
 }

@@ -49,7 +49,7 @@ pub enum Error {
         /// The folder, or the file in it.
         path: PathBuf,
         /// What is wrong with it.
-        fault: FolderFault,
+        fault: Box<FolderFault>,
     },
     /// The tokenizer or the chat template cannot be used.
     #[error("{}: {fault}", path.display())]
@@ -101,6 +101,33 @@ pub enum Error {
         wanted: usize,
         /// Length of the output.
         given: usize,
+    },
+    /// A scale of a quantised weight is not a number.
+    #[error(
+        "{}: tensor {tensor}: the scale of block ({row}, {column}), in {scale}, is NaN; download the file again",
+        path.display()
+    )]
+    NanScale {
+        /// The model.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// The scales.
+        scale: String,
+        /// The row of the block.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
+    /// The factor on top of scales is not positive and finite.
+    #[error("{}: tensor {tensor}: {scale} is not a positive number; download the file again", path.display())]
+    ScaleFactor {
+        /// The model.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// The factor's name.
+        scale: String,
     },
     /// A tensor of another checkpoint.
     #[error("{tensor}: not a tensor of {}", path.display())]

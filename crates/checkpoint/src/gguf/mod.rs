@@ -47,7 +47,7 @@ pub(crate) fn open(path: &Path, file: &[u8]) -> Result<Gguf, GgufFault> {
                 source_name: entry.name,
                 shape: entry.shape,
                 storage: entry.storage,
-                place: Place { part: 0, bytes: entry.bytes, permuted_head_dim: head_dim },
+                place: Place { part: 0, bytes: entry.bytes, permuted_head_dim: head_dim, scales: None },
             })
         })
         .collect::<Result<Vec<_>, GgufFault>>()?;

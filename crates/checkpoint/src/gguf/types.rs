@@ -24,8 +24,6 @@ const UNSUPPORTED: &[(u32, &str)] = &[
     (29, "IQ1_M"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
-    (39, "MXFP4"),
-    (40, "NVFP4"),
     (41, "Q1_0"),
 ];
 
@@ -50,6 +48,8 @@ const KNOWN: &[(u32, Storage)] = &[
     (27, Storage::I64),
     (28, Storage::F64),
     (30, Storage::BF16),
+    (39, Storage::Mxfp4),
+    (40, Storage::Nvfp4),
 ];
 
 /// The type with this number, if ggml has one.

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clap::Args as ClapArgs;
+use firstdiff_compare::CheckOptions;
 use firstdiff_trace::Trace;
 
 use crate::args::OutputFormat;
@@ -36,8 +37,13 @@ pub fn run(_c: &Demo) -> Result<Exit> {
     unpack(&folder).with_context(|| format!("cannot unpack the demo to {}", folder.display()))?;
     let (trace, model) = (folder.join("trace"), folder.join("model"));
     eprintln!("$ firstdiff check {} --model {}", trace.display(), model.display());
-    let exit =
-        check::verdict(&Trace::open(&trace)?, &load::model(&model)?, None, OutputFormat::Text, &model)?;
+    let exit = check::verdict(
+        &Trace::open(&trace)?,
+        &load::model(&model)?,
+        CheckOptions::default(),
+        OutputFormat::Text,
+        &model,
+    )?;
     let model = model.display();
     out::text(&format!(
         "\nThe engine rotated queries and keys with base 10,000; the model's config.json says 1,000,000.\n\

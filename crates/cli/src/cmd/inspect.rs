@@ -37,7 +37,7 @@ fn unloaded_in(path: &Path, model: &Model) -> Result<Vec<Unloaded>> {
     let trace = Trace::open(path)?;
     let progress = Progress::new("checking");
     let report = |done, total| progress.report(done, total);
-    let options = CheckOptions { arithmetic: None, memory: 0, lanes: LANES, progress: Some(&report) };
+    let options = CheckOptions { lanes: LANES, progress: Some(&report), ..CheckOptions::default() };
     let (check, evidence) = check_with_evidence(&trace, model, &options)?;
     Ok(firstdiff_diagnose::unloaded(&check, &evidence, DIAGNOSIS)?)
 }
@@ -45,6 +45,7 @@ fn unloaded_in(path: &Path, model: &Model) -> Result<Vec<Unloaded>> {
 pub fn run(c: &Inspect) -> Result<Exit> {
     c.resources.start_threads()?;
     let model = load::model(&c.model)?;
+    model.checkpoint.bound_residency(c.resources.memory() / 2);
     let progress = Progress::new("inspecting");
     let result = inspect(&model, Some(&|done, total| progress.report(done, total)))?;
     drop(progress);

@@ -103,7 +103,10 @@ impl Place {
                 if self.device.is_some() {
                     anyhow::bail!("--device numbers GPUs; it needs --backend cuda");
                 }
-                let weights = Weights::new(&model.checkpoint, Float::F32, self.resources.memory());
+                // Half for what is mapped, half for what is dequantised.
+                let half = self.resources.memory() / 2;
+                model.checkpoint.bound_residency(half);
+                let weights = Weights::new(&model.checkpoint, Float::F32, half);
                 match self.dtype.unwrap_or_default() {
                     Precision::F32 => {
                         work(&mut reference::Reference::<f32>::new(&model.program, &weights, taps))

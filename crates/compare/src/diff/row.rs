@@ -20,6 +20,8 @@ pub struct DiffRow {
     pub elements: usize,
     /// Elements whose values differ.
     pub differ: usize,
+    /// Elements that are NaN in both, which counts as equal.
+    pub nan: usize,
     /// Euclidean norm of the difference, relative to the first trace's value; at most 1e9, which is
     /// also what elements that are finite on one side only count as.
     pub rel_l2: f64,
@@ -88,6 +90,7 @@ fn row(step: usize, name: &str, sums: &Sums, p: &TapInfo, q: &TapInfo, expected:
         tap: name.to_string(),
         elements: sums.elements,
         differ: sums.differ,
+        nan: sums.nan,
         rel_l2,
         max_abs: sums.worst.map_or(0.0, |w| w.difference().min(f64::MAX)),
         cosine: if cosine.is_finite() { cosine } else { 0.0 },

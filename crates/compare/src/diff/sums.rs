@@ -19,6 +19,8 @@ pub(crate) struct Sums {
     pub differ: usize,
     /// Elements that are finite on one side only, or infinite with opposite signs.
     pub non_finite: usize,
+    /// Elements that are NaN on both sides.
+    pub nan: usize,
     /// Sum of squared differences.
     pub error: f64,
     /// Sum of squares of the first value.
@@ -58,6 +60,7 @@ impl Sums {
         self.elements += later.elements;
         self.differ += later.differ;
         self.non_finite += later.non_finite;
+        self.nan += later.nan;
         self.error += later.error;
         self.first += later.first;
         self.second += later.second;
@@ -126,7 +129,12 @@ impl Sums {
         if a == b {
             self.ulps[0] += n as u64;
             let squares = squares(x);
-            let squares = if squares.is_finite() { squares } else { finite_squares(x) };
+            let squares = if squares.is_finite() {
+                squares
+            } else {
+                self.nan += x.iter().filter(|x| x.is_nan()).count();
+                finite_squares(x)
+            };
             self.first += squares;
             self.second += squares;
             return;
@@ -154,7 +162,9 @@ impl Sums {
     /// The same for elements some of which are not finite. Two NaNs are equal.
     fn careful(&mut self, x: &[f64], y: &[f64], index: usize) {
         for (i, (&a, &b)) in x.iter().zip(y).enumerate() {
-            let equal = a == b || a.is_nan() && b.is_nan();
+            let nan = a.is_nan() && b.is_nan();
+            let equal = a == b || nan;
+            self.nan += usize::from(nan);
             self.differ += usize::from(!equal);
             if a.is_finite() && b.is_finite() {
                 self.error += (a - b) * (a - b);

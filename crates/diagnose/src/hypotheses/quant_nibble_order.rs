@@ -20,11 +20,14 @@ use super::fits::of_matrices;
 use super::quant::Blocks;
 use crate::{Edit, Scene};
 
+/// The code that stands for element `i`, of bytes whose two codes are `run` apart.
+type Order = fn(usize, usize) -> usize;
+
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none_or(|b| b.nibbles.is_none()) {
         return vec![];
     }
-    let orders: [(&str, fn(usize, usize) -> usize); 3] = [
+    let orders: [(&str, Order); 3] = [
         ("a byte's two codes are taken as neighbours", |i, run| i / 2 + i % 2 * run),
         ("the high code of each byte comes first", |i, run| (i + run) % (2 * run)),
         ("a byte's two codes are taken as neighbours, high one first", |i, run| i / 2 + (i + 1) % 2 * run),

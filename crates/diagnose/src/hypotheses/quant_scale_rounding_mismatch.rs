@@ -21,11 +21,13 @@ use super::fits::of_matrices;
 use super::quant::Blocks;
 use crate::{Edit, Scene};
 
+type Rounding = fn(f32) -> f32;
+
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none() {
         return vec![];
     }
-    let ways: [(&str, fn(f32) -> f32); 3] = [
+    let ways: [(&str, Rounding); 3] = [
         ("scales are rounded up to powers of two", f32::ceil),
         ("scales are rounded down to powers of two", f32::floor),
         ("scales are rounded to the nearest powers of two", f32::round),

@@ -67,7 +67,7 @@ impl<'c> Decoder<'c> {
         Shape { hidden, heads, kv_heads, head_dim, max_positions }: Shape,
     ) -> Result<Decoder<'c>, Error> {
         let layers = s.extent("num_hidden_layers")?;
-        if layers > checkpoint.tensors().count() {
+        if layers > checkpoint.tensors().count() + checkpoint.count_absent() {
             let reason = format!("is {layers}, more than the file has tensors; it is of another model");
             return Err(s.wrong("num_hidden_layers", reason));
         }
@@ -82,14 +82,6 @@ impl<'c> Decoder<'c> {
         if !heads.is_multiple_of(kv_heads) {
             let reason = format!("is {kv_heads}, which does not divide num_attention_heads {heads}");
             return Err(s.wrong("num_key_value_heads", reason));
-        }
-        for key in ["quantization_config", "compression_config"] {
-            if s.raw(key).is_some() {
-                return Err(s.wrong(
-                    key,
-                    "is set; quantised safetensors are not supported, use the unquantised model",
-                ));
-            }
         }
         let name = s.string_or("hidden_act", "silu", "as the family has it")?;
         let activation = Activation::from_name(&name).ok_or_else(|| {
@@ -204,7 +196,7 @@ impl<'c> Decoder<'c> {
     fn expert(&self, number: usize, m: &Mixture) -> Expert {
         let (inner, d) = (m.inner, self.hidden);
         let stack = |part: &str| format!("{}mlp.experts.{part}", self.prefix);
-        let has = |name: &str| self.checkpoint.tensor(name).is_some();
+        let has = |name: &str| self.checkpoint.has(name);
         if has(&stack("gate_up_proj")) {
             let fused = |first: usize| Slice {
                 tensor: stack("gate_up_proj"),
@@ -250,7 +242,7 @@ impl<'c> Decoder<'c> {
 fn output_weight(s: &Settings, checkpoint: &Checkpoint) -> Result<String, Error> {
     let tied = s.flag_or("tie_word_embeddings", false, "as the family has it")?;
     let head = "lm_head.weight";
-    if checkpoint.tensor(head).is_some() {
+    if checkpoint.has(head) {
         return Ok(head.into());
     }
     if tied {

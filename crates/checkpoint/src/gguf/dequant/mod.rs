@@ -8,6 +8,8 @@
 
 mod iq4_nl;
 mod iq4_xs;
+mod mxfp4;
+mod nvfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -40,6 +42,8 @@ pub const FORMATS: &[(Storage, Dequantise)] = &[
     (Storage::Q6K, q6_k::dequantise),
     (Storage::Iq4Nl, iq4_nl::dequantise),
     (Storage::Iq4Xs, iq4_xs::dequantise),
+    (Storage::Mxfp4, mxfp4::dequantise),
+    (Storage::Nvfp4, nvfp4::dequantise),
 ];
 
 /// The function of a block format; none for plain types.
@@ -82,6 +86,10 @@ const IQ4_VALUES: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
+/// Twice the 16 values of E2M1, as ggml has them: there is no negative zero.
+const E2M1_DOUBLED: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,7 +97,7 @@ mod tests {
     #[test]
     fn every_block_format_has_a_function() {
         for storage in Storage::all() {
-            assert_eq!(for_storage(storage).is_some(), storage.is_quantised(), "{}", storage.name());
+            assert_eq!(for_storage(storage).is_some(), storage.is_ggml_block(), "{}", storage.name());
         }
     }
 
