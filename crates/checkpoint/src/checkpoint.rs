@@ -372,6 +372,12 @@ impl Checkpoint {
         edit(&mut stored);
         let width = t.row_len();
         let mut out = vec![0.0; t.len()];
+        if let Some(scales) = &t.place.scales {
+            let bytes = self.parts_of(t, &stored, scales)?;
+            quant::read_rows(t.storage, scales, &bytes, width, 0..t.rows(), &mut out)
+                .map_err(|unreadable| self.unreadable(t, scales, unreadable))?;
+            return Ok(out);
+        }
         for (row, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
             let at = t.place.permuted_head_dim.map_or(row, |dim| permute::stored_row(row, dim));
             values::read(t.storage, &stored, at * width..(at + 1) * width, out)

@@ -103,10 +103,13 @@ impl Place {
                 if self.device.is_some() {
                     anyhow::bail!("--device numbers GPUs; it needs --backend cuda");
                 }
-                // Half for what is mapped, half for what is dequantised.
-                let half = self.resources.memory() / 2;
-                model.checkpoint.bound_residency(half);
-                let weights = Weights::new(&model.checkpoint, Float::F32, half);
+                let mut kept = self.resources.memory();
+                if self.resources.memory.is_some() {
+                    // Half for what is mapped, half for what is dequantised.
+                    kept /= 2;
+                    model.checkpoint.bound_residency(kept);
+                }
+                let weights = Weights::new(&model.checkpoint, Float::F32, kept);
                 match self.dtype.unwrap_or_default() {
                     Precision::F32 => {
                         work(&mut reference::Reference::<f32>::new(&model.program, &weights, taps))

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::{Experts, GroupedLinear, Linear};
+use firstdiff_model::ops::{Activation, Experts, GroupedLinear, Linear};
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ pub(super) fn compute<T: Real>(
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
     let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
-    let repeats = repeats(op);
+    let repeats = repeats(op, arithmetic);
     let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
@@ -137,11 +137,17 @@ fn edited_lanes<T: Real>(inputs: &Inputs<T>, plain: &Tensor<T>, lanes: Vec<Tenso
 }
 
 /// What is rounded last in an operation.
-fn repeats(op: &Op) -> Repeats {
+fn repeats(op: &Op, a: &Arithmetic) -> Repeats {
     match &op.kind {
         OpKind::RmsNorm(_) | OpKind::WideNorm(_) => Repeats::Channels,
         OpKind::Rope(_) | OpKind::TailRope(_) => Repeats::Heads,
         OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => Repeats::Digits,
+        OpKind::Embed(e) if e.scale != 1.0 => Repeats::Digits,
+        OpKind::SoftCap(_) => Repeats::Digits,
+        // A channel whose gate is nearly constant takes one entry of the table again and again.
+        OpKind::GatedAct(act) if act.activation == Activation::GeluTanh && a.gelu_table().is_some() => {
+            Repeats::Channels
+        }
         _ => Repeats::Values,
     }
 }
@@ -179,6 +185,9 @@ fn leaning<T: Real>(
         .collect()
 }
 
+/// Fewer elements than this do not make up for few lanes.
+const FEW: usize = 64;
+
 /// `mean over random lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
 fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]>, store: Float) -> Vec<f64> {
     let random = lanes.get(1..).unwrap_or_default();
@@ -192,7 +201,9 @@ fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]
             let z = t.data()[i].to_f64();
             (z - y) * (z - y) + store.rounding_variance(z)
         };
-        random.iter().map(lane).sum::<f64>() / random.len() as f64 + sums
+        // Of a handful of elements, one that rounds to nearest all the way may do what no random lane did.
+        let nearest = lanes.first().filter(|_| exact.len() < FEW).map_or(0.0, lane);
+        (random.iter().map(lane).sum::<f64>() / random.len() as f64).max(nearest) + sums
     };
     exact.data().par_iter().enumerate().with_min_len(1024).map(|(i, &y)| element(i, y)).collect()
 }
@@ -417,10 +428,14 @@ const MEASURING: usize = 5;
 /// Whether an operation that works on one step alone rounds inner values.
 fn rounds_inside(kind: &OpKind) -> bool {
     matches!(kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
-        || matches!(kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_))
+        || matches!(kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_) | OpKind::SoftCap(_))
         || matches!(kind, OpKind::WideNorm(_) | OpKind::TailRope(_) | OpKind::SinkProbs(_) | OpKind::Pool(_))
         || matches!(kind, OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_))
 }
+
+/// Elements of inputs up to which more lanes are executed, and how many.
+const SMALL: usize = 1024;
+const MANY: usize = 33;
 
 /// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
 fn pointwise_lanes<T: Real>(
@@ -437,8 +452,14 @@ fn pointwise_lanes<T: Real>(
     if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
         return Ok(vec![]);
     }
-    // Lanes that go no further only estimate a variance, from many elements each: fewer do.
-    let lanes = if recorded { executor.lanes.min(MEASURING) } else { executor.lanes };
+    // Lanes that go no further only estimate a variance, from many elements each: fewer do. Where elements are
+    // few, more lanes are needed, and cost little.
+    let small = !differ && inputs.values.iter().all(|v| v.exact.len() <= SMALL);
+    let lanes = match recorded {
+        false => executor.lanes,
+        true if small => MANY,
+        true => executor.lanes.min(MEASURING),
+    };
     (0..lanes)
         .into_par_iter()
         .map(|lane| {

@@ -65,7 +65,7 @@ pub(super) struct Names<'c> {
 impl Names<'_> {
     /// The first name that the checkpoint has; the release's where it has none.
     fn first(&self, mut names: Vec<String>) -> String {
-        let found = names.iter().position(|name| self.checkpoint.tensor(name).is_some());
+        let found = names.iter().position(|name| self.checkpoint.has(name));
         names.swap_remove(found.unwrap_or(0))
     }
 
@@ -90,7 +90,7 @@ impl Names<'_> {
     /// All experts' matrices in one tensor, where the checkpoint has them so.
     pub fn fused(&self, layer: usize, matrix: &str) -> Option<String> {
         let name = format!("model.layers.{layer}.mlp.experts.{matrix}");
-        self.checkpoint.tensor(&name).is_some().then_some(name)
+        self.checkpoint.has(&name).then_some(name)
     }
 
     /// A tensor outside layers.
