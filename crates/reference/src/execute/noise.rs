@@ -81,11 +81,12 @@ pub(super) fn compute<T: Real>(
         .collect();
     let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
     let repeats = repeats(op, arithmetic);
+    let table = is_table(op, arithmetic);
     let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
-                let variance = variance(exact, &lanes, sums.as_deref(), store);
+                let variance = variance(exact, &lanes, sums.as_deref(), store, table);
                 let damping = Damping::of(exact, &variance, store);
                 return Spread {
                     noise: Some(Noise { variance, lanes, along: vec![], store, repeats, damping }),
@@ -136,6 +137,12 @@ fn edited_lanes<T: Real>(inputs: &Inputs<T>, plain: &Tensor<T>, lanes: Vec<Tenso
         .collect()
 }
 
+/// Whether the engine looks the operation's function up in a table.
+fn is_table(op: &Op, a: &Arithmetic) -> bool {
+    matches!(&op.kind, OpKind::GatedAct(act) if act.activation == Activation::GeluTanh)
+        && a.gelu_table().is_some()
+}
+
 /// What is rounded last in an operation.
 fn repeats(op: &Op, a: &Arithmetic) -> Repeats {
     match &op.kind {
@@ -145,9 +152,7 @@ fn repeats(op: &Op, a: &Arithmetic) -> Repeats {
         OpKind::Embed(e) if e.scale != 1.0 => Repeats::Digits,
         OpKind::SoftCap(_) => Repeats::Digits,
         // A channel whose gate is nearly constant takes one entry of the table again and again.
-        OpKind::GatedAct(act) if act.activation == Activation::GeluTanh && a.gelu_table().is_some() => {
-            Repeats::Channels
-        }
+        OpKind::GatedAct(_) if is_table(op, a) => Repeats::Channels,
         _ => Repeats::Values,
     }
 }
@@ -189,7 +194,13 @@ fn leaning<T: Real>(
 const FEW: usize = 64;
 
 /// `mean over random lanes of (lane - exact)^2 + last rounding of the lane`, plus `sums`.
-fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]>, store: Float) -> Vec<f64> {
+fn variance<T: Real>(
+    exact: &Tensor<T>,
+    lanes: &[Tensor<T>],
+    sums: Option<&[f64]>,
+    store: Float,
+    table: bool,
+) -> Vec<f64> {
     let random = lanes.get(1..).unwrap_or_default();
     let element = |i: usize, y: T| {
         let y = y.to_f64();
@@ -201,8 +212,9 @@ fn variance<T: Real>(exact: &Tensor<T>, lanes: &[Tensor<T>], sums: Option<&[f64]
             let z = t.data()[i].to_f64();
             (z - y) * (z - y) + store.rounding_variance(z)
         };
-        // Of a handful of elements, one that rounds to nearest all the way may do what no random lane did.
-        let nearest = lanes.first().filter(|_| exact.len() < FEW).map_or(0.0, lane);
+        // Of a handful of elements, one that rounds to nearest all the way may do what no random lane did. So may
+        // one entry of a table, whose few roundings are coarse, and one element may carry a whole channel.
+        let nearest = lanes.first().filter(|_| table || exact.len() < FEW).map_or(0.0, lane);
         (random.iter().map(lane).sum::<f64>() / random.len() as f64).max(nearest) + sums
     };
     exact.data().par_iter().enumerate().with_min_len(1024).map(|(i, &y)| element(i, y)).collect()
@@ -522,7 +534,7 @@ pub(super) fn of_cache<T: Real>(a: &Arithmetic, exact: &Tensor<T>, lanes: &[Arc<
     let format = if a.kv_cache == a.store && lanes.is_empty() { Float::F64 } else { a.kv_cache };
     // Lanes are rounded already; where only that rounding tells them apart its own variance is the
     // better estimate.
-    let mut spread = variance(exact, &lanes, None, format);
+    let mut spread = variance(exact, &lanes, None, format, false);
     for (v, y) in spread.iter_mut().zip(exact.data()) {
         *v = v.max(format.rounding_variance(y.to_f64()));
     }
