@@ -58,7 +58,7 @@ def tiny_folder(tmp_path_factory):
 def models(request):
     folder = request.config.getoption("--models")
     if folder is None:
-        pytest.fail("--models DIR is needed: the folder with smollm2.gguf and qwen.gguf")
+        pytest.fail("--models DIR is needed: the folder with smollm2.gguf, qwen.gguf and gemma.gguf")
     return Path(folder).resolve()
 
 
@@ -77,6 +77,11 @@ def smollm2(models):
 @pytest.fixture(scope="session")
 def qwen(models):
     return _gguf(models, "qwen.gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma(models):
+    return _gguf(models, "gemma.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -26,14 +26,30 @@ LAYER_MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+GEMMA_MODULES = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+EXPERT_MODULES = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+FAMILIES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}
 MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def hub_name(name):
+def layer_modules(architecture):
+    return LAYER_MODULES | EXPERT_MODULES | (GEMMA_MODULES if architecture == "gemma3" else {})
+
+
+def hub_name(name, architecture="llama"):
     """`blk.3.attn_q.bias` -> `model.layers.3.self_attn.q_proj.bias`"""
     if name.startswith("blk."):
         _, layer, module, part = name.split(".")
-        return f"model.layers.{layer}.{LAYER_MODULES[module]}.{part}"
+        return f"model.layers.{layer}.{layer_modules(architecture)[module]}.{part}"
     module, part = name.rsplit(".", 1)
     return f"{MODULES[module]}.{part}"
 
@@ -69,8 +85,12 @@ class GgufModel:
     def config(self):
         tensors = {t.name: t for t in self.reader.tensors}
         heads = self.setting("attention.head_count")
-        return {
-            "model_type": self.family,
+        extra = {}
+        if self.family == "gemma3":
+            extra = {"head_dim": self.setting("attention.key_length"), "sliding_window": self.setting("attention.sliding_window"),
+                     "query_pre_attn_scalar": self.setting("attention.key_length")}
+        return extra | {
+            "model_type": FAMILIES.get(self.family, self.family),
             "vocab_size": int(tensors["token_embd.weight"].shape[1]),
             "hidden_size": self.setting("embedding_length"),
             "intermediate_size": self.setting("feed_forward_length"),
@@ -94,7 +114,9 @@ class GgufModel:
             module = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
             if self.family == "llama" and module in heads:
                 values = heads_first(values, heads[module])
-            yield hub_name(tensor.name), torch.from_numpy(np.ascontiguousarray(values))
+            if self.family == "gemma3" and tensor.name.endswith("norm.weight"):
+                values = values - 1  # the converter added it
+            yield hub_name(tensor.name, self.family), torch.from_numpy(np.ascontiguousarray(values))
 
     def to_transformers(self, dtype=torch.float32, attention="eager"):
         """The model in transformers, every weight set from the file."""
@@ -107,6 +129,9 @@ class GgufModel:
         model.load_state_dict(state, assign=True, strict=True)
         # frequencies are no parameters: they were made on the meta device and hold nothing yet
         model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+        if config.model_type == "gemma3_text":
+            embedding = model.model.embed_tokens
+            embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale)
         model.tie_weights()
         return model.eval()
 
@@ -122,6 +147,8 @@ class GgufModel:
     @cached_property
     def token_bytes(self):
         """Each token's bytes: byte-level BPE writes them as printable characters, special tokens stand as they are."""
+        if self.field("tokenizer.ggml.model") == "llama":  # sentencepiece
+            return [self.piece_bytes(text) for text in self.field("tokenizer.ggml.tokens")]
         kinds = self.field("tokenizer.ggml.token_type")
         alphabet = {character: byte for byte, character in byte_alphabet().items()}
         plain = gguf.TokenType.NORMAL
@@ -129,6 +156,13 @@ class GgufModel:
             bytes(alphabet[c] for c in text) if kind == plain else text.encode()
             for text, kind in zip(self.field("tokenizer.ggml.tokens"), kinds)
         ]
+
+    @staticmethod
+    def piece_bytes(text):
+        """`<0x0A>` is one byte; U+2581 stands for a space."""
+        if text.startswith("<0x") and len(text) == 6:
+            return bytes([int(text[3:5], 16)])
+        return text.replace("\u2581", " ").encode()
 
     def decode(self, ids):
         return b"".join(self.token_bytes[i] for i in ids).decode(errors="replace")

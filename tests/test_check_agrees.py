@@ -10,10 +10,11 @@ from tiny import load, prompt_ids
 
 PROMPT, STEPS = 24, 16
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-FAMILIES = ["llama", "qwen2", "qwen3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3"]
 SETTINGS = [
     "llama-tied", "llama-linear", "llama-dynamic", "llama-llama3", "llama-yarn-factor", "llama-yarn-mscale",
     "llama-biases", "llama-head-dim", "llama-bf16", "qwen2-window", "qwen2-yarn", "qwen3-window", "qwen3-tied-biases",
+    "qwen3_moe-mixed-v5", "qwen3_moe-window", "qwen3_moe-fused-bf16", "gemma3-linear-v5", "gemma3-caps",
 ]
 
 

@@ -35,6 +35,7 @@ class Tiny:
     style: str = "v4"  # "v4": sparse file as written by hand or by old versions; "v5": what save_pretrained writes today
     stored: torch.dtype = torch.float32
     shards: int = 1
+    fused: bool = False  # experts stacked in one tensor, as transformers holds them in memory
 
     def raw_config(self):
         fields = {k: v for k, v in BASE.items() if k not in self.without}
@@ -47,6 +48,9 @@ def rope(kind, key="rope_type", **settings):
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+EXPERTS = {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "rope_theta": 1e6}
+GEMMA = {"num_hidden_layers": 7, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 6}
+MIXED = {"decoder_sparse_step": 2, "mlp_only_layers": [3]}
 WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
 
 CONFIGS = [
@@ -80,6 +84,14 @@ CONFIGS = [
     Tiny("qwen3-tied-biases", "qwen3", {"head_dim": 24, "tie_word_embeddings": True, "attention_bias": True}),
     Tiny("qwen3-window", "qwen3", {"head_dim": 16, **WINDOW, "sliding_window": 5, "max_window_layers": 1}),
     Tiny("qwen3-layer-types", "qwen3", {"head_dim": 16, **WINDOW, "max_window_layers": 3}, style="v5", shards=2),
+    Tiny("qwen3_moe", "qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
+    Tiny("qwen3_moe-mixed-v5", "qwen3_moe", {**EXPERTS, **MIXED, "num_experts_per_tok": 3}, style="v5", shards=2),
+    Tiny("qwen3_moe-window", "qwen3_moe", {**EXPERTS, "use_sliding_window": True, "sliding_window": 5}),
+    Tiny("qwen3_moe-fused-bf16", "qwen3_moe", {**EXPERTS, "norm_topk_prob": True}, stored=torch.bfloat16, fused=True),
+    Tiny("gemma3", "gemma3_text", GEMMA),
+    Tiny("gemma3-linear-v5", "gemma3_text", {**GEMMA, "rope_local_base_freq": 5e3, **rope("linear", factor=8.0)}, style="v5"),
+    Tiny("gemma3-caps", "gemma3_text", {**GEMMA, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}),
+    Tiny("gemma3-pattern-bf16", "gemma3_text", {**GEMMA, "sliding_window_pattern": 3, "tie_word_embeddings": False}, stored=torch.bfloat16),
     Tiny("qwen3-yarn-v5", "qwen3", {"head_dim": 16, "rope_theta": 1e6, **rope("yarn", **YARN)}, style="v5"),
 ]
 BY_NAME = {tiny.name: tiny for tiny in CONFIGS}
@@ -96,7 +108,7 @@ def randomise(model, seed):
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "norm" in name:
-                p.copy_(1 + 0.3 * draw(p))
+                p.copy_(("gemma" not in model.config.model_type) + 0.3 * draw(p))
             elif p.dim() == 1:
                 p.copy_(0.3 * draw(p))
             elif "embed_tokens" in name and not model.config.tie_word_embeddings:
@@ -111,6 +123,21 @@ def randomise(model, seed):
 def tensors_of(model):
     tied = model.config.tie_word_embeddings
     return {n: p.detach() for n, p in model.named_parameters() if not (tied and n == "lm_head.weight")}
+
+
+def experts_apart(tensors):
+    """Experts as the hub's files have them: a tensor for each matrix of each expert."""
+    for name, tensor in tensors.items():
+        at, _, part = name.rpartition(".experts.")
+        if not at:
+            yield name, tensor
+        elif part == "gate_up_proj":
+            for number, both in enumerate(tensor):
+                for half, matrix in zip(("gate_proj", "up_proj"), both.chunk(2)):
+                    yield f"{at}.experts.{number}.{half}.weight", matrix
+        else:
+            for number, matrix in enumerate(tensor):
+                yield f"{at}.experts.{number}.{part}.weight", matrix
 
 
 def save_weights(tensors, folder, shards=1):
@@ -138,7 +165,8 @@ def make(tiny, folder, seed=None):
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     randomise(model, seed=sum(tiny.name.encode()) if seed is None else seed)
-    save_weights({n: t.to(tiny.stored).contiguous() for n, t in tensors_of(model).items()}, folder, tiny.shards)
+    tensors = tensors_of(model) if tiny.fused else dict(experts_apart(tensors_of(model)))
+    save_weights({n: t.to(tiny.stored).contiguous() for n, t in tensors.items()}, folder, tiny.shards)
     if tiny.style == "v5":
         model.config.dtype = tiny.stored
         model.config.architectures = [type(model).__name__]

@@ -4,18 +4,23 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use firstdiff_checkpoint::Checkpoint;
-use firstdiff_model::Model;
+use firstdiff_model::{Model, Simulation};
 
 use crate::args::Resources;
 
 /// Opens a model and writes its program.
 pub fn model(path: &Path) -> Result<Model> {
-    Ok(Model::new(Checkpoint::open(path)?)?)
+    simulating(path, None)
+}
+
+/// The same, with what a simulation does besides.
+pub fn simulating(path: &Path, simulation: Option<Simulation>) -> Result<Model> {
+    Ok(Model::simulating(Checkpoint::open(path)?, simulation)?)
 }
 
 /// Opens what is here of a model, and writes the whole program.
-pub fn part_of_model(path: &Path) -> Result<Model> {
-    Ok(Model::of_part(Checkpoint::open_part(path)?)?)
+pub fn part_of_model(path: &Path, simulation: Option<Simulation>) -> Result<Model> {
+    Ok(Model::of_part(Checkpoint::open_part(path)?, simulation)?)
 }
 
 impl Resources {

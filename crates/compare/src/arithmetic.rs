@@ -1,5 +1,6 @@
 //! Which arithmetic a trace was recorded in: what it declares, else what its values show.
 
+use firstdiff_model::Simulation;
 use firstdiff_reference::{Arithmetic, Attention, MatmulInputs};
 use firstdiff_tensor::{DType, Float};
 use firstdiff_trace::{Manifest, Trace};
@@ -103,6 +104,11 @@ fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Option<Arithm
         if parts > 1 {
             arithmetic = arithmetic.with_split_sums(parts as usize);
         }
+    }
+    if let Some(name) = spec.other.get("simulates").filter(|v| !v.is_null()) {
+        let simulation = name.as_str().and_then(Simulation::from_name);
+        let simulation = simulation.ok_or_else(|| wrong("simulates", &name.to_string(), "deepseek"))?;
+        arithmetic = arithmetic.with_simulation(simulation);
     }
     if let Some(inputs) = spec.matmul_inputs.as_deref() {
         arithmetic.matmul_inputs =

@@ -62,12 +62,13 @@ impl<'a> Evidence<'a> {
     /// When the value cannot be read.
     pub fn measure(&self, predicted: Predicted<f64>) -> Result<Option<Measured>, crate::Error> {
         let (op, step) = (predicted.op, predicted.step);
-        if let Some(kind) = self.model.program.ops[op].kind.discrete() {
-            let Some(value) = self.value(op, step)? else { return Ok(None) };
-            let compared = choice::compare(value, &predicted.exact, predicted.choice.as_ref(), kind);
-            return Ok(Some(compared.measured));
+        let value = self.value(op, step)?;
+        if let (Some(value), Some(kind)) = (&value, self.model.program.ops[op].kind.discrete()) {
+            let (exact, from) = (&predicted.exact, predicted.choice.as_ref());
+            let fits = value.row_len() == exact.row_len() && value.rows() <= exact.rows();
+            return Ok(fits.then(|| choice::compare(value.clone(), exact, from, kind).measured));
         }
-        let (Some(mut value), Some(noise)) = (self.value(op, step)?, predicted.noise) else {
+        let (Some(mut value), Some(noise)) = (value, predicted.noise) else {
             return Ok(None);
         };
         let rank = |s: &[usize], t: &[usize]| s.len() == t.len() && s.iter().zip(t).all(|(s, t)| s >= t);

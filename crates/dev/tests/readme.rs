@@ -92,12 +92,17 @@ fn supported() -> String {
     let gguf = list("crates/checkpoint/src/gguf/names.rs", "ARCHITECTURES");
     let transformers = list(&format!("{recorders}/transformers.py"), "FAMILIES");
     let llama_cpp = list(&format!("{recorders}/llama_cpp.py"), "ARCHITECTURES");
+    // GGUF files spell some families otherwise.
+    let spelled = list("crates/checkpoint/src/gguf/config.rs", "const MODEL_TYPES");
     let mut out = String::from(
         "| family | models | safetensors folder | GGUF file | `firstdiff.transformers` | `firstdiff.llama_cpp` |\n\
          |---|---|---|---|---|---|\n",
     );
     for family in FAMILIES {
-        let yes = |names: &[String]| if names.iter().any(|n| n == family.name) { "yes" } else { "no" };
+        let own = |name: &String| {
+            name == family.name || spelled.chunks(2).any(|pair| pair[0] == *name && pair[1] == family.name)
+        };
+        let yes = |names: &[String]| if names.iter().any(own) { "yes" } else { "no" };
         let row = [family.members, "yes", yes(&gguf), yes(&transformers), yes(&llama_cpp)].join(" | ");
         out += &format!("| `{}` | {row} |\n", family.name);
     }

@@ -36,16 +36,6 @@ impl At<'_> {
         self.weights.whole(name).ok()
     }
 
-    /// A number as the engine stores results of operations.
-    pub fn stored(&self, x: f64) -> f64 {
-        self.evidence.arithmetic.store.round(x)
-    }
-
-    /// The model's program.
-    pub fn program(&self) -> &Program {
-        &self.evidence.model.program
-    }
-
     /// The step's input rows.
     pub fn rows(&self) -> &StepInput {
         &self.site.steps[self.site.step]
@@ -54,6 +44,16 @@ impl At<'_> {
     /// Whom the keys belong to that are stored when this step attends, oldest first.
     pub fn keys(&self) -> Vec<KeyLabel> {
         stored_keys(&self.site.steps[..=self.site.step])
+    }
+
+    /// A number as the engine stores results of operations.
+    pub fn stored(&self, x: f64) -> f64 {
+        self.evidence.arithmetic.store.round(x)
+    }
+
+    /// The model's program.
+    pub fn program(&self) -> &Program {
+        &self.evidence.model.program
     }
 
     /// What the engine recorded of another operation or step.

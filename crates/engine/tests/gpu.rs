@@ -8,6 +8,7 @@ use std::path::Path;
 use firstdiff_checkpoint::Checkpoint;
 use firstdiff_compare::{Check, CheckOptions, Verdict, check};
 use firstdiff_engine::cuda::{Engine, Error, Options, Step, Wanted};
+use firstdiff_engine::sampler::{SampleOptions, Sampler};
 use firstdiff_model::Model;
 use firstdiff_trace::{Manifest, Producer, Trace, Writer};
 
@@ -274,4 +275,29 @@ fn memory_is_known_without_a_gpu() {
     let of = |context| Engine::memory_needed(&model, &Options { device: 0, context }).unwrap();
     assert_eq!(of(200).cache, 2 * of(100).cache);
     assert_eq!(of(100).cache, LAYERS * 2 * 2 * 16 * 100 * 2);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn the_gpu_chooses_the_token_of_the_definition() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path(), Tiny { vocab: 1000, ..LLAMA });
+    let mut engine = load(&model, 600);
+    let options = [(0, 1.0, 0.0), (40, 1.0, 0.0), (0, 0.9, 0.0), (5000, 0.3, 0.0), (90, 0.8, 0.05)];
+    for (n, (top_k, top_p, min_p)) in options.into_iter().enumerate() {
+        for (temperature, repetition_penalty) in [(1.0, 1.0), (0.4, 1.3), (0.0, 1.3)] {
+            let seed = n as u64;
+            let options = SampleOptions { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+            let prompt = tokens(20, 1000);
+            let mut here = Sampler::new(options, prompt.iter().copied());
+            let mut there = here.clone();
+            engine.rewind(0);
+            engine.prefill(&prompt, &Wanted::none()).unwrap();
+            for _ in 0..30 {
+                let expected = here.choose(&engine.logits().unwrap()).unwrap();
+                assert_eq!(engine.choose(&mut there).unwrap(), expected, "{:?}", here.options());
+                engine.decode(expected, &Wanted::none()).unwrap();
+            }
+        }
+    }
 }

@@ -20,4 +20,4 @@ pub use model::{Model, TensorUse, Usage};
 pub use ops::OpKind;
 pub use program::{Axis, Builder, Counts, EntryCount, Op, Program, Value, WeightUse, extents};
 pub use rope::RopeFrequencies;
-pub use settings::{Setting, Settings};
+pub use settings::{Setting, Settings, Simulation};

@@ -2,7 +2,7 @@
 
 use firstdiff_checkpoint::{Checkpoint, TensorInfo};
 
-use crate::{Error, FAMILIES, Family, Op, Program, Setting, Settings};
+use crate::{Error, FAMILIES, Family, Op, OpKind, Program, Setting, Settings, Simulation};
 
 /// A model, ready to execute: every weight the program needs is in the checkpoint, in the right shape.
 #[derive(Debug)]
@@ -64,18 +64,27 @@ impl Model {
     /// When the family is unknown, the configuration is invalid, or a tensor is missing or has
     /// another shape.
     pub fn new(checkpoint: Checkpoint) -> Result<Model, Error> {
-        Model::build(checkpoint, false)
+        Model::simulating(checkpoint, None)
+    }
+
+    /// The same, with what a simulation does besides.
+    ///
+    /// # Errors
+    /// As [`Model::new`], and where the family does not know the simulation.
+    pub fn simulating(checkpoint: Checkpoint, simulation: Option<Simulation>) -> Result<Model, Error> {
+        Model::build(checkpoint, simulation, false)
     }
 
     /// Builds the program of what is here of a model: weights may be missing until [`Model::need`] asks for them.
     ///
     /// # Errors
-    /// When the family is unknown, the configuration is invalid, or a tensor that is here has another shape.
-    pub fn of_part(checkpoint: Checkpoint) -> Result<Model, Error> {
-        Model::build(checkpoint, true)
+    /// When the family is unknown or does not know the simulation, the configuration is invalid, or a tensor that is
+    /// here has another shape.
+    pub fn of_part(checkpoint: Checkpoint, simulation: Option<Simulation>) -> Result<Model, Error> {
+        Model::build(checkpoint, simulation, true)
     }
 
-    fn build(checkpoint: Checkpoint, in_part: bool) -> Result<Model, Error> {
+    fn build(checkpoint: Checkpoint, simulation: Option<Simulation>, in_part: bool) -> Result<Model, Error> {
         let model_type = checkpoint.config().model_type()?.to_string();
         if let Some((_, why)) = REFUSED.iter().find(|(name, _)| model_type.starts_with(name)) {
             let file = checkpoint.config().file().to_path_buf();
@@ -86,8 +95,11 @@ impl Model {
             model_type: model_type.clone(),
             supported: FAMILIES.iter().map(|f| f.name).collect::<Vec<_>>().join(", "),
         })?;
-        let settings = Settings::new(checkpoint.config());
+        let settings = Settings::new(checkpoint.config()).simulating(simulation);
         let program = (family.build)(&settings, &checkpoint)?;
+        if simulation.is_some() && !program.ops.iter().any(|op| matches!(op.kind, OpKind::FakeQuant(_))) {
+            return Err(settings.wrong("model_type", "has no such simulation; deepseek_v4 has 'deepseek'"));
+        }
         let settings = settings.into_seen();
         for (name, weight) in program.weights() {
             let file = || checkpoint.path().to_path_buf();

@@ -115,6 +115,15 @@ impl Program {
         self.ops.iter().position(|op| op.tap == tap).map(Value)
     }
 
+    /// The hidden state that the logits are computed from: what comes before the output matrix.
+    pub fn before_logits(&self) -> Option<Value> {
+        let mut op = self.ops.last()?;
+        while let (false, Some(&input)) = (matches!(op.kind, OpKind::Linear(_)), op.inputs.first()) {
+            op = self.op(input);
+        }
+        op.inputs.first().copied()
+    }
+
     /// The operation that computes `value`.
     pub fn op(&self, value: Value) -> &Op {
         &self.ops[value.0]

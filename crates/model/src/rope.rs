@@ -56,11 +56,11 @@ pub(crate) struct RopeConfig {
 /// or all of it in `rope_parameters`. `rope_scaling` wins where both are given.
 pub(crate) fn read(
     s: &Settings,
+    usual_theta: f64,
     dim: usize,
     max_positions: usize,
     divisors: Option<&[f32]>,
 ) -> Result<RopeConfig, Error> {
-    let max_positions = max_positions as f64;
     let (key, section) = match (s.raw("rope_scaling"), s.raw("rope_parameters")) {
         (Some(v), _) => ("rope_scaling", Some(v)),
         (None, Some(v)) => ("rope_parameters", Some(v)),
@@ -78,9 +78,38 @@ pub(crate) fn read(
                 );
                 theta
             }
-            None => s.positive_or("rope_theta", 10_000.0, "as the family has it")?,
+            None => s.positive_or("rope_theta", usual_theta, "as the family has it")?,
         },
     };
+    frequencies(&section, theta, dim, max_positions, divisors)
+}
+
+/// The rotary settings of one kind of layer: `values`, an object with `rope_theta` or without, under `key`.
+pub(crate) fn read_section(
+    s: &Settings,
+    (key, values): (&'static str, Option<&Value>),
+    theta: f64,
+    dim: usize,
+    max_positions: usize,
+) -> Result<RopeConfig, Error> {
+    let section = Section { s, key, values };
+    let theta = match values.and_then(|v| v.get("rope_theta")).filter(|v| !v.is_null()) {
+        None => theta,
+        Some(given) => given
+            .as_f64()
+            .ok_or_else(|| s.wrong(key, format!("has rope_theta = {given}; a number is expected")))?,
+    };
+    frequencies(&section, theta, dim, max_positions, None)
+}
+
+fn frequencies(
+    section: &Section,
+    theta: f64,
+    dim: usize,
+    max_positions: usize,
+    divisors: Option<&[f32]>,
+) -> Result<RopeConfig, Error> {
+    let (s, key, max_positions) = (section.s, section.key, max_positions as f64);
     if !(theta.is_finite() && theta > 0.0) {
         return Err(s.wrong("rope_theta", format!("is {theta}; a positive number is expected")));
     }
@@ -108,8 +137,8 @@ pub(crate) fn read(
                 amplitude: 1.0,
             }
         }
-        "llama3" => fixed(llama3(&section, &plain, max_positions)?),
-        "yarn" => yarn(&section, &plain, theta, dim, max_positions)?,
+        "llama3" => fixed(llama3(section, &plain, max_positions)?),
+        "yarn" => yarn(section, &plain, theta, dim, max_positions)?,
         other => {
             let reason =
                 format!("has type '{other}'; supported are default, linear, dynamic, llama3 and yarn");

@@ -23,8 +23,24 @@ pub struct Setting {
 #[derive(Debug)]
 pub struct Settings<'c> {
     config: &'c Config,
+    simulation: Option<Simulation>,
     seen: RefCell<Vec<Setting>>,
     keys: RefCell<BTreeSet<String>>,
+}
+
+/// What an engine does to values beyond the model's own operations, deterministically.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Simulation {
+    /// DeepSeek's own inference code: keys and compressed entries through FP8, the indexer's queries and
+    /// entries through a Hadamard transform and FP4.
+    DeepSeek,
+}
+
+impl Simulation {
+    /// The simulation with this name.
+    pub fn from_name(name: &str) -> Option<Simulation> {
+        (name == "deepseek").then_some(Simulation::DeepSeek)
+    }
 }
 
 /// Largest plausible extent: bounds products of a few of them far below overflow.
@@ -33,7 +49,18 @@ const MAX_EXTENT: u64 = 1 << 24;
 impl<'c> Settings<'c> {
     /// Reads from `config`.
     pub fn new(config: &'c Config) -> Self {
-        Settings { config, seen: RefCell::default(), keys: RefCell::default() }
+        Settings { config, simulation: None, seen: RefCell::default(), keys: RefCell::default() }
+    }
+
+    /// The same, for a program that also does what this simulation does.
+    #[must_use]
+    pub fn simulating(self, simulation: Option<Simulation>) -> Self {
+        Settings { simulation, ..self }
+    }
+
+    /// What the program simulates.
+    pub fn simulation(&self) -> Option<Simulation> {
+        self.simulation
     }
 
     /// The configuration read from.

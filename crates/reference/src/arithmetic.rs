@@ -1,6 +1,7 @@
 //! How an engine rounds.
 
 use firstdiff_checkpoint::Storage;
+use firstdiff_model::Simulation;
 use firstdiff_tensor::Float;
 
 /// What a matrix product does to its inputs before multiplying.
@@ -56,6 +57,8 @@ pub struct Arithmetic {
     pub matmul_inputs: MatmulInputs,
     /// How attention accumulates.
     pub attention: Attention,
+    /// What the engine simulates besides; the model is to be one that does too.
+    pub simulation: Option<Simulation>,
 }
 
 impl Arithmetic {
@@ -72,6 +75,7 @@ impl Arithmetic {
             kv_cache: format,
             matmul_inputs: MatmulInputs::AsStored,
             attention: Attention::Plain,
+            simulation: None,
         }
     }
 
@@ -93,6 +97,23 @@ impl Arithmetic {
             matmul_inputs: MatmulInputs::Short(Float::TF32),
             ..Arithmetic::uniform(Float::F32)
         }
+    }
+
+    /// DeepSeek's own inference code: bf16, inputs of products through FP8 by blocks of 128 channels, and what
+    /// [`Simulation::DeepSeek`] does to keys, entries and the indexer.
+    pub fn deepseek() -> Arithmetic {
+        Arithmetic::uniform(Float::BF16).with_simulation(Simulation::DeepSeek)
+    }
+
+    /// `self` with a simulation.
+    pub fn with_simulation(self, simulation: Simulation) -> Arithmetic {
+        let matmul_inputs = MatmulInputs::Scaled { format: Float::E4M3, block: Some(128) };
+        let name = if self.store == Float::BF16 {
+            "deepseek-sim".into()
+        } else {
+            format!("{}+deepseek-sim", self.name)
+        };
+        Arithmetic { name, matmul_inputs, simulation: Some(simulation), ..self }
     }
 
     /// `self` with the residual stream in f32 (fused additions and norms).
@@ -120,6 +141,7 @@ impl Arithmetic {
         match name {
             "ggml-q8" => Some(Arithmetic::ggml()),
             "tf32" => Some(Arithmetic::tf32()),
+            "deepseek-sim" => Some(Arithmetic::deepseek()),
             _ => Float::from_name(name)
                 .filter(|f| Arithmetic::ACTIVATIONS.contains(f))
                 .map(Arithmetic::uniform),
@@ -130,7 +152,7 @@ impl Arithmetic {
     pub const ACTIVATIONS: [Float; 4] = [Float::F64, Float::F32, Float::BF16, Float::F16];
 
     /// Names that [`Arithmetic::from_name`] takes.
-    pub const NAMES: [&'static str; 6] = ["f64", "f32", "tf32", "bf16", "f16", "ggml-q8"];
+    pub const NAMES: [&'static str; 7] = ["f64", "f32", "tf32", "bf16", "f16", "ggml-q8", "deepseek-sim"];
 
     /// What is done to the input of a product with a weight of this storage.
     pub(crate) fn input_rounding(&self, weight: Storage) -> InputRounding {
@@ -169,6 +191,11 @@ impl Arithmetic {
             MatmulInputs::Short(format) => InputRounding::Float(format),
             MatmulInputs::AsStored | MatmulInputs::Scaled { .. } => InputRounding::None,
         }
+    }
+
+    /// ggml on CPUs looks the tanh-gelu up in a table of f16 values, by an f16 argument.
+    pub(crate) fn gelu_table(&self) -> Option<Float> {
+        (self.matmul_inputs == MatmulInputs::Ggml).then_some(Float::F16)
     }
 
     /// The format to which the second factor of a product is brought too.

@@ -31,7 +31,7 @@ impl<'a, T: Real> Session<'a, T> {
     pub fn feed(&mut self, tokens: &[i64]) -> Result<Vec<T>, Error> {
         let ops = &self.executor.program.ops;
         let logits = ops.len() - 1;
-        let norm = ops[logits].inputs.first().map_or(logits, |v| v.0);
+        let norm = self.executor.program.before_logits().map_or(logits, |v| v.0);
         let mut last = LastRow { norm, logits, row: vec![] };
         self.feed_with(tokens, &mut last)?;
         Ok(last.row)

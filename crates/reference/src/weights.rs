@@ -106,6 +106,11 @@ impl<'m> Weights<'m> {
         Ok(self.info(name)?.storage)
     }
 
+    /// A constant of the model, in the format that weights are held in: f32 at the longest.
+    pub(crate) fn constant<T: Real>(&self, x: f64) -> T {
+        T::from_f64(self.round.unwrap_or(Float::F32).round(x))
+    }
+
     /// A small weight, whole.
     pub(crate) fn vector<T: Real>(&self, name: &str) -> Result<Vec<T>, Error> {
         let info = self.info(name)?;

@@ -242,10 +242,28 @@ impl Translation<'_> {
             }
         }
         self.routing()?;
+        if self.architecture == "gemma3" {
+            self.gemma();
+        }
         if self.architecture == "qwen3moe" {
             self.config.set("norm_topk_prob", true, "llama.cpp always normalises for qwen3moe");
         }
         Ok(())
+    }
+
+    /// What llama.cpp knows of Gemma 3 without reading it: scores are scaled by the head size, but in the
+    /// 27B model, which has 62 layers, by hidden size over heads.
+    fn gemma(&mut self) {
+        let large = self.number("num_hidden_layers") == Some(62);
+        let (scalar, origin) = match (self.number("hidden_size"), self.number("num_attention_heads")) {
+            (Some(hidden), Some(heads)) if large && heads > 0 => {
+                (Some(hidden / heads), "llama.cpp's, for the 27B model")
+            }
+            _ => (self.number("head_dim"), "llama.cpp's: the head size"),
+        };
+        if let Some(scalar) = scalar {
+            self.config.set("query_pre_attn_scalar", scalar, origin);
+        }
     }
 
     /// How experts are scored and weighted; 0 says nothing.

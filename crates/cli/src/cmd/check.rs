@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
 use firstdiff_compare::{CheckOptions, Verdict, beside, check_with_evidence};
 use firstdiff_diagnose::diagnose;
-use firstdiff_model::Model;
+use firstdiff_model::{Model, Simulation};
 use firstdiff_reference::Arithmetic;
 use firstdiff_trace::Trace;
 
@@ -84,9 +84,10 @@ pub fn parse_arithmetic(name: &str) -> Result<Arithmetic, String> {
 pub fn run(c: &Check) -> Result<Exit> {
     c.resources.start_threads()?;
     let trace = Trace::open(&c.trace)?;
+    let simulation = simulation(c.arithmetic.as_ref(), &trace);
     let model = match c.layers {
-        Some(_) => load::part_of_model(&c.model)?,
-        None => load::model(&c.model)?,
+        Some(_) => load::part_of_model(&c.model, simulation)?,
+        None => load::simulating(&c.model, simulation)?,
     };
     // Half of what may be used, for what is mapped; the rest is for values and dequantised weights.
     model.checkpoint.bound_residency(c.resources.memory() / 2);
@@ -103,6 +104,16 @@ pub fn run(c: &Check) -> Result<Exit> {
         ..CheckOptions::default()
     };
     verdict(&trace, &model, options, c.format, &c.model)
+}
+
+/// What the engine simulates: by the arithmetic given, else by the trace. What is no name of a simulation is refused
+/// where the arithmetic is read.
+fn simulation(given: Option<&Arithmetic>, trace: &Trace) -> Option<Simulation> {
+    if let Some(arithmetic) = given {
+        return arithmetic.simulation;
+    }
+    let declared = trace.manifest.arithmetic.as_ref()?.other.get("simulates")?;
+    Simulation::from_name(declared.as_str()?)
 }
 
 /// Checks both traces and says which is the worse one. The exit code is that of the first trace.

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args as ClapArgs;
-use firstdiff_model::Model;
+use firstdiff_model::{Model, Simulation};
 use firstdiff_trace::{Manifest, ModelSpec, Producer, Writer, tap};
 
 use crate::args::parse_tokens;
@@ -34,15 +34,23 @@ pub struct Trace {
     /// What to record: all, or names with * for any run of characters
     #[arg(long, default_value = "all", value_delimiter = ',', value_name = "GLOBS")]
     taps: Vec<String>,
+    /// What the reference does besides: deepseek, for DeepSeek-V4 as its own inference code runs it
+    #[arg(long, value_name = "NAME", value_parser = parse_simulation)]
+    simulate: Option<Simulation>,
     #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
     place: Place,
 }
 
+/// A simulation by its name.
+fn parse_simulation(name: &str) -> Result<Simulation, String> {
+    Simulation::from_name(name).ok_or_else(|| "the only simulation is deepseek".to_string())
+}
+
 pub fn run(c: &Trace) -> Result<Exit> {
     c.sampling.options()?;
-    let model = load::model(&c.model)?;
+    let model = load::simulating(&c.model, c.simulate)?;
     let prompt = match (&c.tokens, &c.prompt) {
         (Some(tokens), _) => tokens.clone(),
         (None, Some(text)) => {
@@ -103,6 +111,10 @@ fn manifest(c: &Trace, model: &Model, source: &dyn Source) -> Result<Manifest> {
         fingerprint: Some(model.checkpoint.fingerprint()),
         ..ModelSpec::default()
     });
+    if let (Some(Simulation::DeepSeek), Some(arithmetic)) = (c.simulate, manifest.arithmetic.as_mut()) {
+        arithmetic.matmul_inputs = Some("as-stored".into());
+        arithmetic.other.insert("simulates".into(), "deepseek".into());
+    }
     manifest.prompt.clone_from(&c.prompt);
     sampling::declare(&c.sampling.options()?, &mut manifest);
     manifest.stop_ids =

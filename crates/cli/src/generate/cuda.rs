@@ -74,7 +74,8 @@ impl Source for Cuda {
             sampler.chosen(self.best);
             return Ok(self.best);
         }
-        Ok(sampler.choose(&self.logits()?)?)
+        // On the GPU, by the same definition: a row of logits is not fetched for every token.
+        Ok(self.engine.choose(sampler)?)
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {

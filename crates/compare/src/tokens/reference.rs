@@ -144,7 +144,7 @@ struct Rows<'w, F> {
 impl<'w, F: FnMut(usize, &[Vec<f64>])> Rows<'w, F> {
     fn new(program: &Program, wanted: &'w [Wanted<'w>], noisy: bool, see: F) -> Self {
         let logits_op = program.ops.len() - 1;
-        let norm_op = program.ops[logits_op].inputs.first().map_or(logits_op, |v| v.0);
+        let norm_op = program.before_logits().map_or(logits_op, |v| v.0);
         Rows { norm_op, logits_op, noisy, wanted, see }
     }
 

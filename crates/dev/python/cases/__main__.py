@@ -27,8 +27,9 @@ HYPOTHESES = ROOT / "crates" / "diagnose" / "src" / "hypotheses"
 # Smallest files first; float32 holds what the others cannot show.
 ARITHMETICS = ("bf16", "f16", "f32", "q8", "q4")
 ATTENTION = ("attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "k_cache", "v_cache",
-             "attn_scores", "attn_probs", "attn_heads", "attn_out", "attn_resid")  # fmt: skip
-MLP = ("attn_resid", "mlp_norm", "gate_proj", "up_proj", "mlp_act", "mlp_out", "out")
+             "attn_scores", "attn_probs", "attn_heads", "attn_out", "attn_post_norm", "attn_resid")  # fmt: skip
+MLP = ("attn_resid", "mlp_norm", "gate_proj", "up_proj", "mlp_act", "mlp_out", "mlp_post_norm", "router_logits",
+       "router_topk", "router_weights", "experts_out", "shared_out", "out")  # fmt: skip
 
 
 def main():
@@ -121,7 +122,7 @@ def around(fault):
     """The taps near the fault: in two of its layers, those of attention or of the MLP, with what they start from."""
     kinds = set(fault.first)
     if kinds <= {"embed", "final_norm", "logits"}:
-        return lambda tap: tap in ("embed", "final_norm", "logits") or tap.endswith("layers.3.out")
+        return lambda tap: tap in ("embed", "final_norm", "logits_raw", "logits") or tap.endswith("layers.3.out")
     layers = (fault.layers or (0, 1))[:2]
     wanted = set()
     if kinds & set(ATTENTION):

@@ -56,9 +56,9 @@ def verdict(binary, trace, model, threads):
         "verdict": found["verdict"],
         "values": found["coverage"]["taps"],
         "missing": len(found["coverage"]["missing"]),
-        "closest": found.get("closest"),
+        "closest": (found.get("closest") or [None, None])[1],
         "finding": first and {k: first.get(k) for k in ("step", "tap", "where", "ratio", "cause")},
-        "tokens": found.get("tokens"),
+        "other tokens": (found.get("tokens") or {}).get("kind"),
         "seconds": round(done["seconds"], 1),
     }
 

@@ -1,4 +1,4 @@
-"""The forward pass of llama, qwen2 and qwen3, one sequence at a time, with every operation a method.
+"""The forward pass of llama, qwen2, qwen3, qwen3_moe, gemma3_text and MiniMind-2, one sequence at a time, with every operation a method.
 
 The methods in `OPERATIONS` are what a fault may replace (see `fault.py`). They call one another through `self`, so a
 replaced one is used everywhere. Values are torch tensors in the arithmetic's storage format; every operation computes in
@@ -17,6 +17,7 @@ OPERATIONS = (
     "rms_norm", "norm_eps", "norm_formula", "linear", "product", "project_qkv", "split_heads", "head_norm",
     "rotate_all", "frequencies", "cos_sin", "rotate", "slots", "cache_write", "cache_read", "attention", "kv_head_of",
     "attention_scale", "scores", "visible", "softmax", "weigh_values", "add", "activation", "gated", "at",
+    "embed_scale", "post_norm", "router_scores", "choose", "router_weights", "expert", "weigh_expert", "with_shared", "logits",
 )  # fmt: skip
 
 
@@ -67,7 +68,15 @@ class Engine:
             x = self.block(x)
         self.layer = None
         x = self.at("final_norm", self.rms_norm(x, "final_norm"))
-        return self.at("logits", self.linear(x, "lm_head"))
+        return self.at("logits", self.logits(self.linear(x, "lm_head")))
+
+    def logits(self, x):
+        """Bounded, where the model has a bound; quotient and tangent are rounded, as transformers does."""
+        cap = self.config.logit_cap
+        if cap is None:
+            return x
+        self.at("logits_raw", x)
+        return self.store(self.store(torch.tanh(self.store(x.float() / cap).float())).float() * cap)
 
     def block(self, x):
         x = self.attention_block(x)
@@ -85,15 +94,67 @@ class Engine:
         keys, values = self.at("k_cache", keys), self.at("v_cache", values)
         heads = self.attention(q, keys, values)
         out = self.at("attn_out", self.linear(heads.flatten(1), "o_proj"))
+        if self.config.gemma:
+            out = self.at("attn_post_norm", self.post_norm(out, "attn_post_norm"))
         return self.at("attn_resid", self.add(x, out, "attn_resid"))
 
     def mlp_block(self, x):
         h = self.at("mlp_norm", self.rms_norm(x, "mlp_norm"))
+        if self.config.moe and self.layer in self.config.moe["layers"]:
+            return self.at("out", self.add(x, self.mixture(h), "out"))
         gate = self.at("gate_proj", self.linear(h, "gate_proj"))
         up = self.at("up_proj", self.linear(h, "up_proj"))
         inner = self.at("mlp_act", self.gated(gate, up))
         out = self.at("mlp_out", self.linear(inner, "down_proj"))
+        if self.config.gemma:
+            out = self.at("mlp_post_norm", self.post_norm(out, "mlp_post_norm"))
         return self.at("out", self.add(x, out, "out"))
+
+    def post_norm(self, x, name):
+        """A branch's norm before it is added."""
+        return self.rms_norm(x, name)
+
+    # ---- experts ----------------------------------------------------------------------------------------------
+
+    def mixture(self, h):
+        logits = self.at("router_logits", self.linear(h, "router"))
+        scores = self.router_scores(logits)
+        chosen = self.at("router_topk", self.choose(scores).int())
+        weights = self.at("router_weights", self.router_weights(scores, chosen))
+        total = torch.zeros_like(h)
+        for number in range(self.config.moe["experts"]):
+            for row, place in (chosen == number).nonzero().tolist():
+                y = self.weigh_expert(self.expert(h[row : row + 1], number), weights[row, place])
+                total[row : row + 1] = self.store(total[row : row + 1].float() + y.float())
+        total = self.at("experts_out", total)
+        return self.at("mlp_out", self.with_shared(total, self.shared(h))) if self.config.moe["shared"] else total
+
+    def shared(self, h):
+        """The expert that every token goes through."""
+        gate = self.at("shared_gate_proj", self.linear(h, "shared_gate_proj"))
+        up = self.at("shared_up_proj", self.linear(h, "shared_up_proj"))
+        return self.at("shared_out", self.linear(self.at("shared_act", self.gated(gate, up)), "shared_down_proj"))
+
+    def with_shared(self, chosen, shared):
+        return self.store(chosen.float() + shared.float())
+
+    def router_scores(self, logits):
+        """In float32, whatever results are stored in."""
+        return torch.softmax(logits.float(), -1)
+
+    def choose(self, scores):
+        return scores.topk(self.config.moe["chosen"]).indices
+
+    def router_weights(self, scores, chosen):
+        best = scores.gather(-1, chosen.long())
+        return self.store(best / best.sum(-1, keepdim=True) if self.config.moe["normalise"] else best)
+
+    def expert(self, x, number):
+        gate, up = self.linear(x, f"expert-{number}-gate_proj"), self.linear(x, f"expert-{number}-up_proj")
+        return self.linear(self.gated(gate, up), f"expert-{number}-down_proj")
+
+    def weigh_expert(self, y, weight):
+        return self.store(y.float() * weight.float())
 
     # ---- weights ----------------------------------------------------------------------------------------------
 
@@ -126,7 +187,13 @@ class Engine:
         return x.to(self.arithmetic.store)
 
     def embed(self, ids):
-        return self.store(self.weight("embed.weight")[torch.as_tensor(ids)])
+        return self.store(self.weight("embed.weight")[torch.as_tensor(ids)] * self.embed_scale())
+
+    def embed_scale(self):
+        """Rounded to the format of the weights."""
+        if not self.config.gemma:
+            return 1.0
+        return torch.tensor(self.config.hidden**0.5).to(self.arithmetic.weights).float()
 
     def rms_norm(self, x, name):
         return self.norm_formula(x, self.weight(f"{name}.weight"), self.norm_eps(name), name)
@@ -140,6 +207,8 @@ class Engine:
 
     def norm_formula(self, x, weight, eps, name):
         x = x.float()
+        if self.config.gemma:
+            return self.store(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + weight))
         x = self.store(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
         return self.store(weight * x.float())
 
@@ -183,6 +252,8 @@ class Engine:
         return self.at("q_rope", self.rotate(q, cos, sin, "q")), self.at("k_rope", self.rotate(k, cos, sin, "k"))
 
     def frequencies(self):
+        if self.config.gemma and self.config.windows[self.layer] is not None:
+            return frequencies.plain(self.config.local_theta, self.config.head_dim), 1.0
         # one table for the whole batch, as long as its longest sequence
         return frequencies.frequencies(self.config, self.length + len(self.ids) + self.pad)
 
@@ -222,7 +293,7 @@ class Engine:
         return torch.arange(self.config.heads) // (self.config.heads // self.config.kv_heads)
 
     def attention_scale(self):
-        return self.config.head_dim**-0.5
+        return self.config.score_scale or self.config.head_dim**-0.5
 
     def scores(self, q, keys):
         """[H, T, K], scaled, not masked."""

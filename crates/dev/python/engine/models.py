@@ -54,6 +54,8 @@ EXTRA = {
     "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}, None),
     "llama-small-embedding": ("llama", {}, _small_embedding),
     "llama-massive": ("llama", {}, _massive_channel),
+    # Hidden size 80: its root is no number of bf16.
+    "gemma3-80": ("gemma3", {"hidden_size": 80}, None),
     "llama-bf16-subnormal": ("llama-bf16", {}, _subnormal_values),
 }
 # A window, a length-dependent scaling, or an amplitude on cosine and sine has no place in these GGUF files.
@@ -79,6 +81,12 @@ def tiny_folder(name, wide=False):
 
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        if base.startswith("minimind"):
+            import minimind
+
+            minimind.make(next(mini for mini in minimind.CONFIGS if mini.name == base), folder)
+            complete.write_text(wanted)
+            return folder
         made = dataclasses.replace(tiny.BY_NAME[base], name=folder.name, config={**tiny.BY_NAME[base].config, **settings})
         with torch.random.fork_rng():
             tiny.make(made, folder)

@@ -12,8 +12,9 @@ from .arithmetic import ARITHMETICS
 from .engine import Engine
 
 # What hooks on PyTorch modules show: outputs of modules, and nothing inside attention or between modules.
-MODULES = ("embed", "attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "attn_out", "mlp_norm", "gate_proj",
-           "up_proj", "mlp_out", "out", "final_norm", "logits")  # fmt: skip
+MODULES = ("embed", "attn_norm", "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "attn_out", "attn_post_norm", "mlp_norm",
+           "gate_proj", "up_proj", "mlp_out", "mlp_post_norm", "router_logits", "router_topk", "router_weights", "experts_out",
+           "out", "final_norm", "logits")  # fmt: skip
 # A batch has no single key axis: these cannot be told apart by sequence.
 WITH_KEY_AXIS = ("k_cache", "v_cache", "attn_scores", "attn_probs")
 ROOM = 32  # cache slots beyond the last token

@@ -22,6 +22,11 @@ LAYER = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
+GEMMA_LAYER = LAYER | {
+    "attn_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
 ENDS = {"embed": "model.embed_tokens", "final_norm": "model.norm", "lm_head": "lm_head"}
 GGUF_LAYER = {
     "attn_norm": "attn_norm",
@@ -57,10 +62,20 @@ class Folder:
     def tensors(self):
         return {n: t for file in sorted(self.path.glob("*.safetensors")) for n, t in load_file(file).items()}
 
-    @staticmethod
-    def hub(name):
+    @cached_property
+    def names(self):
+        gemma = any("pre_feedforward_layernorm" in name for name in self.tensors)
+        return GEMMA_LAYER if gemma else LAYER
+
+    def hub(self, name):
         layer, module, part = split(name)
-        return f"{ENDS[module]}.{part}" if layer is None else f"model.layers.{layer}.{LAYER[module]}.{part}"
+        if layer is None:
+            return f"{ENDS[module]}.{part}"
+        # `router`, or `expert-3-up_proj`
+        other = "mlp.gate" if module == "router" else "mlp.experts." + module.removeprefix("expert-").replace("-", ".")
+        if module.startswith("shared_"):
+            other = "mlp.shared_experts.0." + module.removeprefix("shared_")
+        return f"model.layers.{layer}.{self.names.get(module, other)}.{part}"
 
     def has(self, name):
         return self.hub(name) in self.tensors

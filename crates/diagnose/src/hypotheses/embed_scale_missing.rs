@@ -24,7 +24,15 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let Some((_, op)) = scene.find(|k| matches!(k, OpKind::Embed(_))) else { return vec![] };
     let OpKind::Embed(embed) = &op.kind else { return vec![] };
     let root = (embed.dim as f64).sqrt();
-    [("times", root), ("divided by", 1.0 / root)]
+    let unscaled = Edit::new(format!("the embedding is not multiplied by {}", short_number(embed.scale))).ops(|op| {
+        if let OpKind::Embed(e) = &mut op.kind {
+            e.scale = 1.0;
+        }
+    });
+    let scaled = embed.scale != 1.0;
+    // Where the model has the factor, leaving it out is the edit above: with the factor's own rounding.
+    let factors = if scaled { vec![("times", root)] } else { vec![("times", root), ("divided by", 1.0 / root)] };
+    let edits = factors
         .into_iter()
         .map(|(how, factor)| {
             Edit::new(format!("the embedding is {how} the root of {}, {}", embed.dim, short_number(root))).output(
@@ -35,6 +43,6 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                     Some(out)
                 },
             )
-        })
-        .collect()
+        });
+    scaled.then_some(unscaled).into_iter().chain(edits).collect()
 }

@@ -22,6 +22,32 @@ use crate::scene::short;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
+    let mut edits = left_out(scene);
+    edits.extend(orders(scene));
+    edits
+}
+
+/// Norms after attention and after the MLP, in families that have them.
+const AFTER: [&str; 2] = ["attn_post_norm", "mlp_post_norm"];
+
+/// Without these norms, both or one.
+fn left_out(scene: &Scene) -> Vec<Edit> {
+    let here: Vec<&'static str> = AFTER.into_iter().filter(|tap| scene.find_tap(tap).is_some()).collect();
+    let without = |taps: Vec<&'static str>, detail: String| {
+        Edit::new(detail).output(move |at, inputs, _| {
+            let left_out = taps.contains(&at.tap()) && matches!(at.op().kind, OpKind::RmsNorm(_));
+            left_out.then(|| inputs.first().map(|x| (*x).clone()))?
+        })
+    };
+    if here.is_empty() {
+        return vec![];
+    }
+    let both = without(AFTER.into(), "the norms after attention and after the MLP are left out".into());
+    let one = |tap: &'static str| without(vec![tap], format!("{tap} is left out"));
+    std::iter::once(both).chain(here.into_iter().map(one)).collect()
+}
+
+fn orders(scene: &Scene) -> Vec<Edit> {
     if scene.find(|k| matches!(k, OpKind::RmsNorm(_) | OpKind::Add(_))).is_none() {
         return vec![];
     }

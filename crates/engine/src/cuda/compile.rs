@@ -76,7 +76,12 @@ impl Kernels {
     }
 }
 
-fn module(gpu: &Gpu, source: &str, options: &[String], target: &str) -> Result<Arc<CudaModule>, Error> {
+pub(super) fn module(
+    gpu: &Gpu,
+    source: &str,
+    options: &[String],
+    target: &str,
+) -> Result<Arc<CudaModule>, Error> {
     let kept = cache_file(source, options);
     if let Some(binary) = kept.as_ref().and_then(|file| std::fs::read(file).ok())
         && let Ok(module) = gpu.context.load_module(Ptx::from_binary(binary))

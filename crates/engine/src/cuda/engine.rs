@@ -13,6 +13,7 @@ use crate::cuda::decode::{Layout, PHASES, SideBuffer, StepArgs, WARPS};
 use crate::cuda::device::{Argument, Buffer, Gpu, Kind, Shape, doing};
 use crate::cuda::plan::Plan;
 use crate::cuda::prefill::{Prompt, Rows};
+use crate::cuda::sample::Choosing;
 use crate::cuda::weights::{Storing, Weights};
 use crate::cuda::{Device, Error, Tap, Wanted};
 
@@ -88,6 +89,7 @@ pub struct Engine {
     blas: Blas,
     rows: Option<Rows>,
     pub(super) side: SideBuffer,
+    pub(super) choosing: Option<Choosing>,
     memory: Memory,
     pub(super) context: usize,
     position: usize,
@@ -188,6 +190,7 @@ impl Engine {
             blas,
             rows: None,
             side: SideBuffer::default(),
+            choosing: None,
             memory,
             context: options.context,
             position: 0,

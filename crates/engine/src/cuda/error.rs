@@ -104,6 +104,9 @@ pub enum Error {
         /// What the driver or library said.
         reason: String,
     },
+    /// The logits allow no choice.
+    #[error(transparent)]
+    Choice(#[from] crate::sampler::NothingToChoose),
     /// A weight cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] firstdiff_checkpoint::Error),

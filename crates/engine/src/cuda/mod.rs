@@ -12,6 +12,7 @@ mod engine;
 mod error;
 mod plan;
 mod prefill;
+mod sample;
 mod taps;
 mod weights;
 

@@ -4,7 +4,7 @@ use firstdiff_checkpoint::Checkpoint;
 
 use crate::ops::{
     Activation, Add, AttnHeads, AttnProbs, AttnScores, Cache, Embed, Expert, Experts, GatedAct, Linear,
-    RmsNorm, Rope, RouterScores, RouterWeights, Scoring, Slice, TopK,
+    NormForm, RmsNorm, Rope, RouterScores, RouterWeights, Scoring, Slice, SoftCap, TopK,
 };
 use crate::program::{Builder, Program, Value};
 use crate::rope::{self, RopeConfig};
@@ -26,6 +26,45 @@ pub(super) struct Shape {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub max_positions: usize,
+}
+
+/// What most families have in common, and some have otherwise.
+#[derive(Clone, Copy)]
+pub(super) struct Habits {
+    pub norm: NormForm,
+    pub eps: f64,
+    pub tied: bool,
+    /// The configuration's key for the activation, and what it is where absent.
+    pub activation: (&'static str, &'static str),
+    /// Factor on embeddings; 1: none.
+    pub embed_scale: f64,
+    /// Factor on attention's scores; none: `head_dim^-1/2`.
+    pub score_scale: Option<f64>,
+    /// Bound on the logits.
+    pub logit_cap: Option<f64>,
+    /// Inner size of the MLP, where it is not read from the configuration.
+    pub intermediate: Option<usize>,
+    /// Layers where the configuration does not say.
+    pub layers: Option<usize>,
+    /// The rotary base where the configuration does not say.
+    pub theta: f64,
+}
+
+impl Default for Habits {
+    fn default() -> Habits {
+        Habits {
+            norm: NormForm::Stored,
+            eps: 1e-6,
+            tied: false,
+            activation: ("hidden_act", "silu"),
+            embed_scale: 1.0,
+            score_scale: None,
+            logit_cap: None,
+            intermediate: None,
+            layers: None,
+            theta: 10_000.0,
+        }
+    }
 }
 
 /// A router and its experts.
@@ -58,15 +97,25 @@ pub(super) struct Decoder<'c> {
     activation: Activation,
     rope: RopeConfig,
     head: String,
+    habits: Habits,
 }
 
 impl<'c> Decoder<'c> {
-    pub fn new(
+    pub fn new(s: &Settings, checkpoint: &'c Checkpoint, shape: Shape) -> Result<Decoder<'c>, Error> {
+        Decoder::with(s, checkpoint, shape, Habits::default())
+    }
+
+    /// A family that has some things otherwise.
+    pub fn with(
         s: &Settings,
         checkpoint: &'c Checkpoint,
         Shape { hidden, heads, kv_heads, head_dim, max_positions }: Shape,
+        habits: Habits,
     ) -> Result<Decoder<'c>, Error> {
-        let layers = s.extent("num_hidden_layers")?;
+        let layers = match habits.layers {
+            Some(usual) => s.extent_or("num_hidden_layers", usual, "as the family has it")?,
+            None => s.extent("num_hidden_layers")?,
+        };
         if layers > checkpoint.tensors().count() + checkpoint.count_absent() {
             let reason = format!("is {layers}, more than the file has tensors; it is of another model");
             return Err(s.wrong("num_hidden_layers", reason));
@@ -83,10 +132,10 @@ impl<'c> Decoder<'c> {
             let reason = format!("is {kv_heads}, which does not divide num_attention_heads {heads}");
             return Err(s.wrong("num_key_value_heads", reason));
         }
-        let name = s.string_or("hidden_act", "silu", "as the family has it")?;
-        let activation = Activation::from_name(&name).ok_or_else(|| {
-            s.wrong("hidden_act", format!("is '{name}'; supported are silu and gelu_pytorch_tanh"))
-        })?;
+        let (key, usual) = habits.activation;
+        let name = s.string_or(key, usual, "as the family has it")?;
+        let activation = Activation::from_name(&name)
+            .ok_or_else(|| s.wrong(key, format!("is '{name}'; supported are silu and gelu_pytorch_tanh")))?;
         let divisors = match checkpoint.tensor("rope_freqs.weight") {
             Some(tensor) => Some(checkpoint.read(tensor)?),
             None => None,
@@ -97,15 +146,19 @@ impl<'c> Decoder<'c> {
             builder: Builder::new(),
             prefix: String::new(),
             hidden,
-            intermediate: s.extent("intermediate_size")?,
+            intermediate: match habits.intermediate {
+                Some(size) => size,
+                None => s.extent("intermediate_size")?,
+            },
             heads,
             kv_heads,
             head_dim,
             vocab,
-            eps: s.positive_or("rms_norm_eps", 1e-6, "as the family has it")?,
+            eps: s.positive_or("rms_norm_eps", habits.eps, "as the family has it")?,
             activation,
-            rope: rope::read(s, head_dim, max_positions, divisors.as_deref())?,
-            head: output_weight(s, checkpoint)?,
+            rope: rope::read(s, habits.theta, head_dim, max_positions, divisors.as_deref())?,
+            head: output_weight(s, checkpoint, habits.tied)?,
+            habits,
         })
     }
 
@@ -125,7 +178,8 @@ impl<'c> Decoder<'c> {
 
     pub fn embed(&mut self) -> Value {
         let weight = "model.embed_tokens.weight".to_string();
-        self.builder.push("embed", Embed { weight, vocab: self.vocab, dim: self.hidden }, &[])
+        let scale = self.habits.embed_scale;
+        self.builder.push("embed", Embed { weight, vocab: self.vocab, dim: self.hidden, scale }, &[])
     }
 
     pub fn norm(&mut self, tap: &str, x: Value, norm: Norm) -> Value {
@@ -134,7 +188,7 @@ impl<'c> Decoder<'c> {
             Norm::Heads(module, heads) => (module, self.head_dim, Some(heads)),
         };
         let weight = format!("{}{module}.weight", self.prefix);
-        self.builder.push(tap, RmsNorm { weight, eps: self.eps, dim, heads }, &[x])
+        self.builder.push(tap, RmsNorm { weight, eps: self.eps, dim, heads, form: self.habits.norm }, &[x])
     }
 
     pub fn linear(&mut self, tap: &str, x: Value, module: &str, output: usize, bias: bool) -> Value {
@@ -149,14 +203,20 @@ impl<'c> Decoder<'c> {
     }
 
     pub fn rope(&mut self, tap: &str, x: Value, heads: usize) -> Value {
-        let RopeConfig { frequencies, amplitude } = self.rope.clone();
+        let rope = self.rope.clone();
+        self.rope_by(tap, x, heads, &rope)
+    }
+
+    /// A rotation with frequencies of its own.
+    pub fn rope_by(&mut self, tap: &str, x: Value, heads: usize, rope: &RopeConfig) -> Value {
+        let RopeConfig { frequencies, amplitude } = rope.clone();
         self.builder.push(tap, Rope { heads, dim: self.head_dim, frequencies, amplitude }, &[x])
     }
 
     /// Cached causal attention; `window` limits how far back a row sees.
     pub fn attention(&mut self, q: Value, k: Value, v: Value, window: Option<usize>) -> Value {
         let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
-        let scale = (dim as f64).powf(-0.5);
+        let scale = self.habits.score_scale.unwrap_or((dim as f64).powf(-0.5));
         let k = self.builder.push("k_cache", Cache { heads: kv_heads, dim }, &[k]);
         let v = self.builder.push("v_cache", Cache { heads: kv_heads, dim }, &[v]);
         let s = self.builder.push("attn_scores", AttnScores { heads, kv_heads, dim, scale }, &[q, k]);
@@ -189,6 +249,24 @@ impl<'c> Decoder<'c> {
             inner: m.inner,
         };
         self.builder.push("experts_out", experts, &[x, choice, weights])
+    }
+
+    /// A gated MLP beside the experts, that every token goes through.
+    pub fn shared_mlp(&mut self, x: Value, module: &str, inner: usize) -> Value {
+        let matrix = |m: &Decoder, part: &str, input: usize, output: usize| Linear {
+            weight: format!("{}{module}.{part}.weight", m.prefix),
+            bias: None,
+            input,
+            output,
+        };
+        let (gate, up) =
+            (matrix(self, "gate_proj", self.hidden, inner), matrix(self, "up_proj", self.hidden, inner));
+        let down = matrix(self, "down_proj", inner, self.hidden);
+        let gate = self.builder.push("shared_gate_proj", gate, &[x]);
+        let up = self.builder.push("shared_up_proj", up, &[x]);
+        let act = GatedAct { activation: self.activation, limit: None };
+        let act = self.builder.push("shared_act", act, &[gate, up]);
+        self.builder.push("shared_out", down, &[act])
     }
 
     /// An expert's matrices: a tensor each, stacked over the experts (GGUF), or gate and up stacked in one
@@ -232,15 +310,21 @@ impl<'c> Decoder<'c> {
         self.prefix = "model.".into();
         let h = self.norm("final_norm", x, Norm::Layer("norm"));
         let op = Linear { weight: self.head, bias: None, input: self.hidden, output: self.vocab };
-        self.builder.push("logits", op, &[h]);
+        match self.habits.logit_cap {
+            None => self.builder.push("logits", op, &[h]),
+            Some(cap) => {
+                let raw = self.builder.push("logits_raw", op, &[h]);
+                self.builder.push("logits", SoftCap { cap }, &[raw])
+            }
+        };
         Ok(self.builder.finish(self.vocab))
     }
 }
 
 /// The output matrix: its own tensor where the file has one, else the embedding, if tied. Without
 /// either, transformers would make one up at random; that is an error here.
-fn output_weight(s: &Settings, checkpoint: &Checkpoint) -> Result<String, Error> {
-    let tied = s.flag_or("tie_word_embeddings", false, "as the family has it")?;
+fn output_weight(s: &Settings, checkpoint: &Checkpoint, usual: bool) -> Result<String, Error> {
+    let tied = s.flag_or("tie_word_embeddings", usual, "as the family has it")?;
     let head = "lm_head.weight";
     if checkpoint.has(head) {
         return Ok(head.into());
@@ -261,7 +345,7 @@ pub(super) fn windows(s: &Settings, layers: usize) -> Result<Vec<Option<usize>>,
         return Ok(vec![None; layers]);
     }
     let window = s.extent_or("sliding_window", 4096, "Qwen")?;
-    let Some(types) = s.raw("layer_types") else {
+    if s.raw("layer_types").is_none() {
         let first = match s.raw("max_window_layers") {
             Some(v) => {
                 v.as_u64().ok_or_else(|| s.wrong("max_window_layers", "is not a whole number"))? as usize
@@ -270,8 +354,13 @@ pub(super) fn windows(s: &Settings, layers: usize) -> Result<Vec<Option<usize>>,
         };
         s.note_read("max_window_layers", first);
         return Ok((0..layers).map(|i| (i >= first).then_some(window)).collect());
-    };
-    let types = types.as_array().filter(|t| t.len() == layers);
+    }
+    layer_types(s, layers, window)
+}
+
+/// Each layer's window as `layer_types` lists it.
+pub(super) fn layer_types(s: &Settings, layers: usize, window: usize) -> Result<Vec<Option<usize>>, Error> {
+    let types = s.raw("layer_types").and_then(|t| t.as_array()).filter(|t| t.len() == layers);
     let types = types.ok_or_else(|| s.wrong("layer_types", format!("must list {layers} layers")))?;
     types
         .iter()

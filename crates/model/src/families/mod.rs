@@ -2,7 +2,9 @@
 
 mod decoder;
 mod deepseek_v4;
+mod gemma3_text;
 mod llama;
+mod minimind;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
@@ -23,5 +25,12 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] =
-    &[llama::FAMILY, qwen2::FAMILY, qwen3::FAMILY, qwen3_moe::FAMILY, deepseek_v4::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    gemma3_text::FAMILY,
+    llama::FAMILY,
+    minimind::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3_moe::FAMILY,
+    deepseek_v4::FAMILY,
+];

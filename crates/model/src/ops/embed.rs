@@ -1,6 +1,6 @@
 use crate::program::Axis;
 
-/// `y[t] = weight[token[t]]`, `[T, d]`.
+/// `y[t] = scale weight[token[t]]`, `[T, d]`.
 #[derive(Clone, Debug)]
 pub struct Embed {
     /// The table, `[V, d]`.
@@ -9,6 +9,8 @@ pub struct Embed {
     pub vocab: usize,
     /// Hidden size.
     pub dim: usize,
+    /// Factor on every row, rounded to the format that weights are held in; 1: none.
+    pub scale: f64,
 }
 
 impl Embed {

@@ -8,6 +8,7 @@ mod cache;
 mod embed;
 mod entry_cache;
 mod experts;
+mod fake_quant;
 mod gated_act;
 mod grouped_linear;
 mod hc_collapse;
@@ -23,6 +24,7 @@ mod rope;
 mod router_scores;
 mod router_weights;
 mod sink_probs;
+mod soft_cap;
 mod streams;
 mod table_choice;
 mod tail_rope;
@@ -38,6 +40,7 @@ pub use cache::Cache;
 pub use embed::Embed;
 pub use entry_cache::EntryCache;
 pub use experts::{Expert, Experts, Slice};
+pub use fake_quant::{FakeFormat, FakeQuant};
 pub use gated_act::{Activation, GateLimit, GatedAct, Limit};
 pub use grouped_linear::GroupedLinear;
 pub use hc_collapse::HcCollapse;
@@ -48,11 +51,12 @@ pub use index_top_k::IndexTopK;
 pub use join_keys::JoinKeys;
 pub use linear::Linear;
 pub use pool::Pool;
-pub use rms_norm::RmsNorm;
+pub use rms_norm::{NormForm, RmsNorm};
 pub use rope::Rope;
 pub use router_scores::{RouterScores, Scoring};
 pub use router_weights::RouterWeights;
 pub use sink_probs::SinkProbs;
+pub use soft_cap::SoftCap;
 pub use streams::Streams;
 pub use table_choice::TableChoice;
 pub use tail_rope::{EntryPlace, TailRope};
@@ -112,6 +116,8 @@ op_kinds! {
     Add => "add",
     /// Activation times gate.
     GatedAct => "gated_act",
+    /// Bounded by a hyperbolic tangent.
+    SoftCap => "soft_cap",
     /// One hidden state as several residual streams.
     Streams => "hc_streams",
     /// Weights of a hyper-connection.
@@ -138,6 +144,8 @@ op_kinds! {
     VisibleKeys => "visible_keys",
     /// Mask and softmax with a sink.
     SinkProbs => "attn_probs",
+    /// A short format and back.
+    FakeQuant => "fake_quant",
     /// Matrix products of groups of channels.
     GroupedLinear => "grouped_linear",
     /// What a router makes of its logits.

@@ -31,6 +31,7 @@ pub(super) fn compute<T: Real>(
         shape
     };
     Ok(match &op.kind {
+        OpKind::FakeQuant(quant) => tensor(first.shape().to_vec(), kernels::fake_quant(first.data(), quant)),
         OpKind::Streams(streams) => {
             let copies = |x: &[T]| x.repeat(streams.count);
             let data = first.data().chunks(streams.dim).flat_map(copies).collect();

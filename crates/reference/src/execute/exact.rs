@@ -33,7 +33,12 @@ pub(super) fn compute<T: Real>(
             .iter()
             .map(|i| {
                 let rows = i.step.token_ids.iter().map(|&t| t as usize);
-                Ok(shaped(op, i.step.token_ids.len(), 0, weights.rows(&embed.weight, rows)?))
+                let mut data = weights.rows(&embed.weight, rows)?;
+                if embed.scale != 1.0 {
+                    let scale = weights.constant(embed.scale);
+                    data.iter_mut().for_each(|x| *x *= scale);
+                }
+                Ok(shaped(op, i.step.token_ids.len(), 0, data))
             })
             .collect(),
         _ => inputs
@@ -101,7 +106,7 @@ pub(super) fn pointwise<T: Real>(
     Ok(match &op.kind {
         OpKind::RmsNorm(norm) => {
             let w = weights.vector::<T>(&norm.weight)?;
-            shaped(op, first.rows(), 0, kernels::rms_norm(first.data(), &w, norm.eps, rounding))
+            shaped(op, first.rows(), 0, kernels::rms_norm(first.data(), &w, norm, rounding))
         }
         OpKind::Rope(rope) => {
             let positions = &inputs.step.positions;
@@ -127,6 +132,9 @@ pub(super) fn pointwise<T: Real>(
             let (gate, up) = (kernels::tail(first, rows), kernels::tail(values[1], rows));
             shaped(op, rows, 0, kernels::gated_act(gate, up, act, rounding))
         }
+        OpKind::SoftCap(cap) => {
+            shaped(op, first.rows(), 0, kernels::soft_cap(first.data(), cap.cap, rounding))
+        }
         OpKind::RouterScores(scores) => {
             shaped(op, first.rows(), 0, router::scores(first.data(), first.row_len(), scores, rounding))
         }
@@ -137,7 +145,8 @@ pub(super) fn pointwise<T: Real>(
                 router::weights(kernels::tail(first, rows), first.row_len(), choice, weights, rounding);
             shaped(op, rows, 0, data)
         }
-        OpKind::Streams(_)
+        OpKind::FakeQuant(_)
+        | OpKind::Streams(_)
         | OpKind::HcWeights(_)
         | OpKind::HcCollapse(_)
         | OpKind::HcExpand(_)

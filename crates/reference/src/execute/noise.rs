@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::{Experts, GroupedLinear, Linear};
+use firstdiff_model::ops::{Activation, Experts, GroupedLinear, Linear};
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ pub(super) fn compute<T: Real>(
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
     let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
-    let repeats = repeats(op);
+    let repeats = repeats(op, arithmetic);
     let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
@@ -137,11 +137,17 @@ fn edited_lanes<T: Real>(inputs: &Inputs<T>, plain: &Tensor<T>, lanes: Vec<Tenso
 }
 
 /// What is rounded last in an operation.
-fn repeats(op: &Op) -> Repeats {
+fn repeats(op: &Op, a: &Arithmetic) -> Repeats {
     match &op.kind {
         OpKind::RmsNorm(_) | OpKind::WideNorm(_) => Repeats::Channels,
         OpKind::Rope(_) | OpKind::TailRope(_) => Repeats::Heads,
         OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => Repeats::Digits,
+        OpKind::Embed(e) if e.scale != 1.0 => Repeats::Digits,
+        OpKind::SoftCap(_) => Repeats::Digits,
+        // A channel whose gate is nearly constant takes one entry of the table again and again.
+        OpKind::GatedAct(act) if act.activation == Activation::GeluTanh && a.gelu_table().is_some() => {
+            Repeats::Channels
+        }
         _ => Repeats::Values,
     }
 }
@@ -422,7 +428,7 @@ const MEASURING: usize = 5;
 /// Whether an operation that works on one step alone rounds inner values.
 fn rounds_inside(kind: &OpKind) -> bool {
     matches!(kind, OpKind::RmsNorm(_) | OpKind::Rope(_) | OpKind::AttnProbs(_) | OpKind::GatedAct(_))
-        || matches!(kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_))
+        || matches!(kind, OpKind::RouterScores(_) | OpKind::RouterWeights(_) | OpKind::SoftCap(_))
         || matches!(kind, OpKind::WideNorm(_) | OpKind::TailRope(_) | OpKind::SinkProbs(_) | OpKind::Pool(_))
         || matches!(kind, OpKind::HcWeights(_) | OpKind::HcCollapse(_) | OpKind::HcExpand(_))
 }

@@ -125,10 +125,9 @@ impl Executor<'_> {
                 }
             };
             for ((&step, (exact, spread)), wanted) in at.iter().zip(outputs).zip(wanted) {
-                let lanes = spread.lanes;
+                let noise::Spread { noise, lanes, choice } = spread;
                 if wanted || inner {
-                    let (exact, noise, choice) = (exact.clone(), spread.noise, spread.choice);
-                    predicted.push(Predicted { op: index, step, exact, noise, choice });
+                    predicted.push(Predicted { op: index, step, exact: exact.clone(), noise, choice });
                 }
                 if !recorded.has(index, step) {
                     flights.insert((index, step), Flight { exact: Arc::new(exact), lanes });

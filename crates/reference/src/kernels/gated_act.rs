@@ -11,6 +11,7 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: 
     const BLOCK: usize = 4096;
     let act = op.activation;
     let inner = rounding.site(1);
+    let (table, argument, entry) = (rounding.gelu_table(), rounding.site(2), rounding.site(3));
     let (mut cut_gate, mut cut_up) = (Vec::new(), Vec::new());
     let (gate, up) = match op.limit {
         None => (gate, up),
@@ -47,7 +48,7 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: 
             let y = match act {
                 Activation::Silu => x / (T::ONE + (-x).exp()),
                 Activation::GeluTanh => {
-                    let x = x.to_f64();
+                    let x = table.map_or(x, |f| argument.store_in(f, x, at)).to_f64();
                     let t = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
                     // Near -1 the error of tanh is not small against 1 + tanh.
                     T::from_f64(0.5 * x * (1.0 + t.tanh() * rounding.lean(2.0, 1)))
@@ -71,6 +72,10 @@ pub(crate) fn gated_act<T: Real>(gate: &[T], up: &[T], op: &GatedAct, rounding: 
             };
             let y = y.to_f64() * rounding.lean(8.0, 0);
             let y = T::from_f64(activated.map_or(y, |limit| y.min(limit)));
+            let y = match table {
+                Some(format) if act == Activation::GeluTanh => entry.store_in(format, y, at),
+                _ => y,
+            };
             *out = inner.store(y, at) * up[at];
         }
     });

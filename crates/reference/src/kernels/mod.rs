@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod experts;
+mod fake_quant;
 mod gated_act;
 pub(crate) mod hyper;
 pub(crate) mod index_scores;
@@ -14,14 +15,17 @@ mod pool;
 mod rms_norm;
 mod rope;
 pub(crate) mod router;
+mod soft_cap;
 mod tail_rope;
 pub(crate) mod visible;
 mod wide_norm;
 
+pub(crate) use fake_quant::fake_quant;
 pub(crate) use gated_act::gated_act;
 pub(crate) use pool::pool;
 pub(crate) use rms_norm::rms_norm;
 pub(crate) use rope::rope;
+pub(crate) use soft_cap::soft_cap;
 pub(crate) use tail_rope::tail_rope;
 pub(crate) use wide_norm::wide_norm;
 
@@ -119,6 +123,21 @@ impl<'a> Rounding<'a> {
     #[inline]
     pub fn positive_sum(&self, n: usize, index: usize) -> f64 {
         self.factor((3.0 * n as f64).sqrt(), index)
+    }
+
+    /// The format of the table that this engine looks its tanh-gelu up in, if it does.
+    pub fn gelu_table(&self) -> Option<Float> {
+        self.lane.and_then(|(a, _)| a.gelu_table())
+    }
+
+    /// Rounds to a format of the operation's own.
+    #[inline]
+    pub fn store_in<T: Real>(&self, format: Float, x: T, index: usize) -> T {
+        match self.lane {
+            None => x,
+            Some(_) if self.nearest => T::from_f64(format.round(x.to_f64())),
+            Some((_, random)) => T::from_f64(format.round_randomly(x.to_f64(), random.bits(index))),
+        }
     }
 
     pub fn is_exact(&self) -> bool {

@@ -33,9 +33,12 @@ _PRODUCTS = {
     "attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "attn_out",
     "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "mlp_out",
 }
-_NORMS = {"attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm", "ffn_norm": "mlp_norm"}
+_NORMS = {
+    "attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm", "ffn_norm": "mlp_norm",
+    "post_attention_norm": "attn_post_norm", "post_ffw_norm": "mlp_post_norm",
+}
 _INPUTS = {"attn_output": "attn_heads", "ffn_down": "mlp_act"}
-_SUMS = {"ffn_inp": "attn_resid", "l_out": "out"}
+_SUMS = {"ffn_inp": "attn_resid", "sa_out": "attn_resid", "l_out": "out"}
 _ROPES = {"Qcur": "q_rope", "Kcur": "k_rope"}
 _LAST_ROWS = ("final_norm", "logits")
 
@@ -52,6 +55,8 @@ def classify(operation: str, name: str, first: str, second: str) -> Optional[Nod
     """The node's part in the trace, from its operation, its name and the names of its first two inputs."""
     if operation == "GET_ROWS":
         return Node("tokens", ("embed",)) if first == "token_embd.weight" else Node("kept_rows")
+    if operation == "SCALE" and name == "inp_scaled":
+        return Node("rows", ("embed",))  # in place of the rows before they were scaled
     if operation == "MUL_MAT":
         if first in ("output.weight", "token_embd.weight"):
             return Node("rows", ("logits",))
@@ -91,7 +96,7 @@ def classify(operation: str, name: str, first: str, second: str) -> Optional[Nod
         cache = _CACHE.match(second)
         if cache:
             return Node("flash", (f"layers.{cache[2]}.k_cache", f"layers.{cache[2]}.v_cache"))
-    if operation == "SET_ROWS" and _CACHE.match(name) and name.startswith("cache_k_l0"):
+    if operation == "SET_ROWS" and _CACHE.match(name) and name.startswith("cache_k_l"):
         return Node("cells")
     return None
 
@@ -143,7 +148,11 @@ class Evaluation:
         self._keep(tap, _ggml.read(tensor)[0])
 
     def _cells(self, tensor: _ggml.Tensor) -> None:
-        self._new_cells = _flat(_ggml.source(tensor, 1))
+        cells = _flat(_ggml.source(tensor, 1))
+        if self._new_cells is not None and not np.array_equal(cells, self._new_cells):
+            # layers with a window have a cache of their own, which has begun to reuse its cells
+            self._visible = np.array([], np.int64)
+        self._new_cells = cells
 
     def _scores(self, tensor: _ggml.Tensor, tap: str, key_tap: str) -> None:
         self._cache(key_tap, _ggml.source(tensor, 0))

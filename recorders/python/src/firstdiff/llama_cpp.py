@@ -1,4 +1,4 @@
-"""Records llama.cpp through llama-cpp-python: architectures llama, qwen2 and qwen3.
+"""Records llama.cpp through llama-cpp-python: architectures llama, qwen2, qwen3 and gemma3.
 
     import firstdiff.llama_cpp
     from llama_cpp import Llama
@@ -31,7 +31,8 @@ from .trace import Writer
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+_FAMILIES = {"gemma3": "gemma3_text"}  # where the checkpoint calls itself otherwise
 
 
 @contextmanager
@@ -245,7 +246,7 @@ def _describe(llama: Any, architecture: str) -> dict[str, Any]:
     keys, values = (_ggml.type_name(kind) for kind in (params.type_k, params.type_v))
     return {
         "model": {"name": llama.metadata.get("general.name") or os.path.basename(llama.model_path),
-                  "family": architecture, "file": os.path.basename(llama.model_path)},
+                  "family": _FAMILIES.get(architecture, architecture), "file": os.path.basename(llama.model_path)},
         "arithmetic": {"weights": "gguf", "activations": "f32", "matmul_inputs": "ggml-q8", "accumulate": "f32",
                        "kv_cache": keys if keys == values else f"{keys}/{values}", "attention": "ggml"},
         "environment": {"python": platform.python_version(), "llama_cpp": version("llama-cpp-python"),

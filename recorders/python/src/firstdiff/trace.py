@@ -22,8 +22,8 @@ import numpy as np
 FORMAT = "firstdiff.trace/1"
 
 # safetensors dtype -> bytes per element
-_SIZES = {"F64": 8, "I64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_FROM_NUMPY = {"float64": "F64", "int64": "I64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_SIZES = {"F64": 8, "I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2}
+_FROM_NUMPY = {"float64": "F64", "int64": "I64", "int32": "I32", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _STEP_FILE = re.compile(r"step-\d{6,}\.safetensors")
 _TEMPORARY = ".tmp"
 _RESERVED = {"token_ids", "positions", "sequence", "sampled"}

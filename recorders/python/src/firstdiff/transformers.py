@@ -1,4 +1,4 @@
-"""Records Hugging Face transformers: Llama, Qwen2 / Qwen2.5 and Qwen3 (dense), eager or sdpa attention; DeepSeek-V4.
+"""Records Hugging Face transformers: Llama, Qwen2 / Qwen2.5, Qwen3 (dense and MoE), Gemma 3 (eager or sdpa attention); DeepSeek-V4.
 
     import firstdiff.transformers
 
@@ -29,7 +29,7 @@ from .trace import Array, Raw, Writer
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
-FAMILIES = ("llama", "qwen2", "qwen3", "deepseek_v4")
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "deepseek_v4")
 
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
 
@@ -128,12 +128,20 @@ class Recorder:
             if not self.attention:
                 self._input(attn.o_proj, at + "attn_heads", heads)
             self._output(attn.o_proj, at + "attn_out")
-            self._input(layer.post_attention_layernorm, at + "attn_resid")
-            self._output(layer.post_attention_layernorm, at + "mlp_norm")
-            self._output(mlp.gate_proj, at + "gate_proj")
-            self._output(mlp.up_proj, at + "up_proj")
-            self._input(mlp.down_proj, at + "mlp_act")
-            self._output(mlp, at + "mlp_out")
+            before_mlp = layer.post_attention_layernorm
+            if hasattr(layer, "pre_feedforward_layernorm"):  # norms on both sides of attention and MLP
+                self._output(layer.post_attention_layernorm, at + "attn_post_norm")
+                self._output(layer.post_feedforward_layernorm, at + "mlp_post_norm")
+                before_mlp = layer.pre_feedforward_layernorm
+            self._input(before_mlp, at + "attn_resid")
+            self._output(before_mlp, at + "mlp_norm")
+            if hasattr(mlp, "experts"):
+                self._mixture(mlp, at)
+            else:
+                self._output(mlp.gate_proj, at + "gate_proj")
+                self._output(mlp.up_proj, at + "up_proj")
+                self._input(mlp.down_proj, at + "mlp_act")
+                self._output(mlp, at + "mlp_out")
             self._output(layer, at + "out")
             if self.attention and self.wants(at + "k_rope"):
                 hook = functools.partial(self._watch_cache, kv_heads)
@@ -168,6 +176,29 @@ class Recorder:
                 self._take(tap, out[0] if isinstance(out, tuple) else out)
 
             self._undo.append(module.register_forward_hook(hook).remove)
+
+    def _mixture(self, mlp: nn.Module, at: str) -> None:
+        """A router's three outputs and the experts' sum, all of them rows of tokens without a batch axis."""
+        taps = [at + name for name in ("router_logits", "router_weights", "router_topk")]
+
+        def routed(_module: nn.Module, _args: tuple, out: Any) -> None:
+            for tap, value in zip(taps, out):
+                if self.wants(tap):
+                    value = value.to(torch.int32) if tap.endswith("topk") else value
+                    self._take_rows(tap, value)
+
+        def summed(_module: nn.Module, _args: tuple, out: Any) -> None:
+            self._take_rows(at + "experts_out", out)
+
+        if any(self.wants(tap) for tap in taps):
+            self._undo.append(mlp.gate.register_forward_hook(routed).remove)
+        if self.wants(at + "experts_out"):
+            self._undo.append(mlp.experts.register_forward_hook(summed).remove)
+
+    def _take_rows(self, tap: str, value: torch.Tensor) -> None:
+        """[B·T, …], as mixtures of experts hold it."""
+        if self._current is not None:
+            self._take(tap, value.unflatten(0, (self._current.batch, self._current.tokens)))
 
     def _input(self, module: nn.Module, tap: str, heads: Optional[int] = None, groups: bool = False) -> None:
         """What a module is given; with `groups`, heads lie in groups."""

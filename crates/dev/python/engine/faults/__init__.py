@@ -4,7 +4,7 @@ from importlib import import_module
 
 from ..fault import Fault
 
-AREAS = ("rope", "positions", "projections", "norm", "attention", "kernels", "cache", "mlp", "ends", "weights",
+AREAS = ("rope", "positions", "projections", "norm", "attention", "kernels", "cache", "mlp", "experts", "gemma", "ends", "weights",
          "linear", "quant", "batch", "unknown")  # fmt: skip
 
 

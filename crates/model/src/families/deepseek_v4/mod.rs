@@ -8,10 +8,10 @@ use firstdiff_checkpoint::Checkpoint;
 
 use super::Family;
 use crate::ops::{
-    Activation, Add, AttnHeads, AttnScores, Cache, Embed, EntryCache, EntryPlace, Expert, Experts, GateLimit,
-    GatedAct, GroupedLinear, HcCollapse, HcExpand, HcPart, HcWeights, IndexScores, IndexTopK, JoinKeys,
-    Limit, Linear, Pool, RouterScores, RouterWeights, SinkProbs, Slice, Streams, TableChoice, TailRope, TopK,
-    VisibleKeys, WideNorm,
+    Activation, Add, AttnHeads, AttnScores, Cache, Embed, EntryCache, EntryPlace, Expert, Experts,
+    FakeFormat, FakeQuant, GateLimit, GatedAct, GroupedLinear, HcCollapse, HcExpand, HcPart, HcWeights,
+    IndexScores, IndexTopK, JoinKeys, Limit, Linear, Pool, RouterScores, RouterWeights, SinkProbs, Slice,
+    Streams, TableChoice, TailRope, TopK, VisibleKeys, WideNorm,
 };
 use crate::program::{Axis, Builder, Program, Value};
 use crate::rope::RopeConfig;
@@ -27,7 +27,12 @@ const TINY: f64 = 1e-20;
 
 fn build(s: &Settings, checkpoint: &Checkpoint) -> Result<Program, Error> {
     let c = V4Config::read(s, checkpoint)?;
-    let mut m = V4 { c: &c, names: Names { checkpoint }, b: Builder::new(), layer: 0 };
+    let simulated = s.simulation().is_some();
+    if simulated && !c.index_dim.is_power_of_two() {
+        let reason = format!("is {}; the simulated transform needs a power of two", c.index_dim);
+        return Err(s.wrong("index_head_dim", reason));
+    }
+    let mut m = V4 { c: &c, names: Names { checkpoint }, b: Builder::new(), layer: 0, simulated };
 
     let e = m.embed();
     let mut x = m.b.push("hc_streams", Streams { count: c.streams, dim: c.hidden }, &[e]);
@@ -64,6 +69,7 @@ struct V4<'c> {
     names: Names<'c>,
     b: Builder,
     layer: usize,
+    simulated: bool,
 }
 
 /// One of a layer's two compressors: the names of its taps and tensors, and its sizes.
@@ -73,6 +79,8 @@ struct Compressor {
     dim: usize,
     ratio: usize,
     overlap: bool,
+    /// What its entries go through in a simulation.
+    quantised: (&'static str, fn(&V4Config) -> FakeFormat),
 }
 
 impl V4<'_> {
@@ -87,7 +95,7 @@ impl V4<'_> {
 
     fn embed(&mut self) -> Value {
         let weight = self.names.whole("embed.weight");
-        self.b.push("embed", Embed { weight, vocab: self.c.vocab, dim: self.c.hidden }, &[])
+        self.b.push("embed", Embed { weight, vocab: self.c.vocab, dim: self.c.hidden, scale: 1.0 }, &[])
     }
 
     fn norm_of(&mut self, tap: &str, x: Value, weight: &str, dim: usize, rows: Axis) -> Value {
@@ -197,6 +205,7 @@ impl V4<'_> {
         let k = self.linear("kv_proj", x, "attn.wkv.weight", c.hidden, dim);
         let k = self.norm("kv_norm", k, "attn.kv_norm.weight", dim);
         let k = self.rope("kv_rope", k, rope, keys, false);
+        let k = self.through(k, "kv_quant", FakeFormat::Fp8 { kept: c.rotated }, dim);
         let k = self.b.push("kv_cache", Cache { heads: 1, dim }, &[k]);
 
         let (keys, ratio, choice) = match kind {
@@ -233,6 +242,11 @@ impl V4<'_> {
         self.linear("attn_out", o, "attn.wo_b.weight", c.groups * c.o_rank, c.hidden)
     }
 
+    /// A short format and back, in a simulation.
+    fn through(&mut self, x: Value, tap: &str, format: FakeFormat, dim: usize) -> Value {
+        if self.simulated { self.b.push(tap, FakeQuant { format, dim }, &[x]) } else { x }
+    }
+
     /// The compressed entries so far.
     fn compressor(&mut self, x: Value, k: &Compressor) -> Value {
         let [kv, gate, kv_all, gate_all, pool, norm, entry, entries] = k.taps;
@@ -250,6 +264,7 @@ impl V4<'_> {
         let v = self.norm_of(norm, v, &format!("{}.norm.weight", k.tensors), dim, Axis::NewEntries(ratio));
         let compress = &self.c.compress;
         let v = self.rope(entry, v, compress, (Axis::NewEntries(ratio), 1, dim), false);
+        let v = self.through(v, k.quantised.0, k.quantised.1(self.c), dim);
         self.b.push(entries, EntryCache { ratio, dim }, &[v])
     }
 
@@ -259,6 +274,7 @@ impl V4<'_> {
         let q = self.linear("index_q_proj", u, "attn.indexer.wq_b.weight", self.c.q_rank, heads * dim);
         let compress = &self.c.compress;
         let q = self.rope("index_q", q, compress, (Axis::Tokens, heads, dim), false);
+        let q = self.through(q, "index_q_quant", FakeFormat::TurnedFp4, dim);
         let weights = "attn.indexer.weights_proj.weight";
         let w = self.linear("index_weights", x, weights, self.c.hidden, heads);
         let e = self.compressor(x, &index_compressor(dim, ratio));
@@ -328,7 +344,9 @@ fn main_compressor(dim: usize, ratio: usize, overlap: bool) -> Compressor {
         "kv_entry",
         "kv_entries",
     ];
-    Compressor { taps, tensors: "attn.compressor", dim, ratio, overlap }
+    let quantised: (_, fn(&V4Config) -> FakeFormat) =
+        ("entry_quant", |c| FakeFormat::Fp8 { kept: c.rotated });
+    Compressor { taps, tensors: "attn.compressor", dim, ratio, overlap, quantised }
 }
 
 fn index_compressor(dim: usize, ratio: usize) -> Compressor {
@@ -342,5 +360,6 @@ fn index_compressor(dim: usize, ratio: usize) -> Compressor {
         "index_entry",
         "index_entries",
     ];
-    Compressor { taps, tensors: "attn.indexer.compressor", dim, ratio, overlap: true }
+    let quantised: (_, fn(&V4Config) -> FakeFormat) = ("index_entry_quant", |_| FakeFormat::TurnedFp4);
+    Compressor { taps, tensors: "attn.indexer.compressor", dim, ratio, overlap: true, quantised }
 }
