@@ -27,7 +27,9 @@ fn write_shard(path: &Path, tensors: &[Stored]) {
         let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
         header.insert((*name).to_owned(), entry);
     }
-    let header = serde_json::to_vec(&header).unwrap();
+    let mut header = serde_json::to_vec(&header).unwrap();
+    // Data begin aligned, as writers have it.
+    header.resize(header.len().next_multiple_of(8), b' ');
     let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
     std::fs::write(path, file).unwrap();
 }
