@@ -29,7 +29,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let detail = format!("positions restart at 0 where this call starts at {}", positions[0]);
     shifted(scene, &detail, |positions, first| {
         if positions.len() > 1 {
-            positions.iter_mut().for_each(|p| *p -= first);
+            positions.iter_mut().for_each(|p| *p = p.saturating_sub(first));
         }
     })
 }
