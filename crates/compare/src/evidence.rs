@@ -1,5 +1,6 @@
 //! What a verdict rests on, kept for those who ask why.
 
+use firstdiff_model::ops::Discrete;
 use firstdiff_model::{Model, OpKind};
 use firstdiff_reference::{Arithmetic, Noise, Predicted, Recorded, StepInput};
 use firstdiff_tensor::Tensor;
@@ -65,7 +66,12 @@ impl<'a> Evidence<'a> {
         let value = self.value(op, step)?;
         if let (Some(value), Some(kind)) = (&value, self.model.program.ops[op].kind.discrete()) {
             let (exact, from) = (&predicted.exact, predicted.choice.as_ref());
-            let fits = value.row_len() == exact.row_len() && value.rows() <= exact.rows();
+            // An engine that drops what no row can see any more holds the last columns of a mask.
+            let columns = match kind {
+                Discrete::Set => value.row_len() == exact.row_len(),
+                Discrete::Labels => value.row_len() <= exact.row_len(),
+            };
+            let fits = columns && value.rows() <= exact.rows();
             return Ok(fits.then(|| choice::compare(value.clone(), exact, from, kind).measured));
         }
         let (Some(mut value), Some(noise)) = (value, predicted.noise) else {

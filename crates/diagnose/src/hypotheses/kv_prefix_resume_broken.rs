@@ -31,7 +31,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         let detail = format!("a prompt resumed at {start} goes on at {}: blocks of {size} are counted, not tokens", start / size);
         edits.extend(shifted(scene, &detail, move |positions, first| {
             if positions.len() > 1 {
-                positions.iter_mut().for_each(|p| *p = *p - first + first / size);
+                positions.iter_mut().for_each(|p| *p = p.saturating_sub(first) + first / size);
             }
         }));
     }
