@@ -106,5 +106,5 @@ def _windows(raw, family, layers):
     used = family != "llama" and raw.get("use_sliding_window", False) and window is not None
     kinds = raw.get("layer_types")
     for n in range(layers):
-        sliding = kinds[n] == "sliding_attention" if kinds else n >= raw.get("max_window_layers", 28)
+        sliding = kinds[n] == "sliding_attention" if kinds else family == "qwen3_moe" or n >= raw.get("max_window_layers", 28)
         yield window if used and sliding else None
