@@ -65,7 +65,7 @@ def source(tmp_path_factory, tiny_folder):
 def mixture(folder, stacked):
     """A Qwen3-MoE of 8 experts, each expert's matrices on their own, or all stacked."""
     settings = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
-    tiny.make(tiny.Tiny("qwen3-moe-blocks", "qwen3_moe", settings), folder)
+    tiny.make(tiny.Tiny("qwen3-moe-blocks", "qwen3_moe", settings, fused=True), folder)
     stored = load_file(folder / "model.safetensors")
     tensors = {}
     for name, w in stored.items():
