@@ -127,6 +127,7 @@ pub struct Edit {
     keys: Option<KeyEdit>,
     input: Option<InputEdit>,
     output: Option<OutputEdit>,
+    terms: usize,
     lost: Option<LostEdit>,
 }
 
@@ -199,6 +200,14 @@ impl Edit {
         self
     }
 
+    /// Says of how many numbers, side by side in a row, each element of the edited output is the sum: adding them
+    /// up rounds.
+    #[must_use]
+    pub fn sums(mut self, terms: usize) -> Edit {
+        self.terms = terms;
+        self
+    }
+
     /// Which elements of a value are not finite in the engine, as it should then be.
     #[must_use]
     pub fn lost(
@@ -259,5 +268,9 @@ impl Edits<f64> for Applied<'_> {
         let edited = self.edit.output.as_ref()?(&self.at(site), inputs, value)?;
         // Another shape would not fit what reads it.
         (edited.shape() == value.shape()).then_some(edited)
+    }
+
+    fn terms(&self) -> usize {
+        self.edit.terms
     }
 }

@@ -135,11 +135,11 @@ impl<'a> Scene<'a> {
     /// The exact value of the wrong operation under an edit (of anything but weights): for fits that need
     /// what lies between the parameter and the recorded value.
     pub fn under(&self, edit: &Edit) -> Option<Tensor<f64>> {
-        self.under_at(edit, self.op)
+        self.under_at(edit, self.op, self.step)
     }
 
-    /// The same of another operation of this step.
-    pub fn under_at(&self, edit: &Edit, op: usize) -> Option<Tensor<f64>> {
+    /// The same of another operation, in any step.
+    pub fn under_at(&self, edit: &Edit, op: usize, step: usize) -> Option<Tensor<f64>> {
         let original = self.program();
         let edited = edit.program.as_ref().map(|change| {
             let mut program = original.clone();
@@ -150,7 +150,7 @@ impl<'a> Scene<'a> {
         let executor =
             Executor { program, weights: self.weights, arithmetic: None, lanes: 0, progress: None };
         let applied = Applied { edit, weights: self.weights, evidence: self.evidence };
-        let places = BTreeSet::from([(op, self.step)]);
+        let places = BTreeSet::from([(op, step)]);
         let predicted =
             executor.segment(&self.evidence.steps, &places, self.evidence, &applied, false).ok()?;
         predicted.into_iter().next().map(|p| p.exact)

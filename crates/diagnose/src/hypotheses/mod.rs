@@ -111,6 +111,7 @@ hypotheses! {
     graph_padding_writes_live_slot => "graph-padding-writes-live-slot",
     kv_prefix_hash_collision => "kv-prefix-hash-collision",
     kv_prefix_cache_stale_hit => "kv-prefix-cache-stale-hit",
+    kv_shared_layer_overwrites => "kv-shared-layer-overwrites",
     kv_write_out_of_bounds => "kv-write-out-of-bounds",
     race_cross_block_visibility => "race-cross-block-visibility",
     norm_eps_wrong => "norm-eps-wrong",

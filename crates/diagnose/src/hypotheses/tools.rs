@@ -144,6 +144,21 @@ pub(super) fn heads_mapped(
         })
 }
 
+/// Every norm's weight off by a number, where there is a norm in the segment.
+pub(super) fn norms_plus(scene: &Scene, detail: &str, offset: f32) -> Vec<Edit> {
+    let is_norm = |k: &OpKind| matches!(k, OpKind::RmsNorm(_));
+    if scene.find(is_norm).is_none() {
+        return vec![];
+    }
+    let ops = scene.program().ops.iter().filter(|op| is_norm(&op.kind));
+    let norms: Vec<String> =
+        ops.flat_map(|op| op.kind.weights().into_iter().map(|(name, _)| name.to_string())).collect();
+    vec![Edit::new(detail).weight(move |w| {
+        let values = norms.iter().any(|n| n == w.name).then(|| w.values())??;
+        Some(values.iter().map(|w| w + offset).collect())
+    })]
+}
+
 /// The segment's attention heads and key/value heads, where it reads keys or values by head.
 pub(super) fn grouping(scene: &Scene) -> Option<(usize, usize)> {
     let (_, op) = scene.find(|k| matches!(k, OpKind::AttnScores(_) | OpKind::AttnHeads(_)))?;

@@ -49,6 +49,12 @@ pub trait Edits<T>: Sync {
     fn output(&self, _site: &Site, _inputs: &[&Tensor<T>], _value: &Tensor<T>) -> Option<Tensor<T>> {
         None
     }
+
+    /// Of how many numbers, side by side in a row, each element of such an output is the sum; 1 where none are
+    /// added up.
+    fn terms(&self) -> usize {
+        1
+    }
 }
 
 /// The program as it is.
@@ -118,7 +124,9 @@ impl Executor<'_> {
             }
             let wanted: Vec<bool> = at.iter().map(|&step| targets.contains(&(index, step))).collect();
             let outputs = match op.kind.state() {
-                Some(cache) => self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?,
+                Some(cache) => {
+                    self.cache_rows(index, cache, &at, &inputs, recorded, edits, &mut state, &wanted)?
+                }
                 None => {
                     let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;
                     exact.into_iter().zip(spreads).collect()
@@ -205,6 +213,7 @@ impl Executor<'_> {
         at: &[usize],
         inputs: &[Inputs<T>],
         recorded: &dyn Recorded<T>,
+        edits: &dyn Edits<T>,
         state: &mut KeyValues<T>,
         wanted: &[bool],
     ) -> Result<Rows<T>, Error> {
@@ -232,12 +241,13 @@ impl Executor<'_> {
                 lanes = noise::stored_rows(self.lanes, a, index, step, new);
             }
             let (plain, lanes) = state.append(index, new.exact.data(), &lanes, shape);
-            let edited = |lane, t: Tensor<T>| input.edited(lane, &t).unwrap_or(t);
-            let lanes: Vec<Arc<Tensor<T>>> =
-                lanes.into_iter().enumerate().map(|(l, t)| Arc::new(edited(Some(l), t))).collect();
-            let exact = edited(None, plain);
+            let edited = |(l, t): (usize, Tensor<T>)| Arc::new(input.edited(Some(l), &t).unwrap_or(t));
+            let lanes: Vec<Arc<Tensor<T>>> = lanes.into_iter().enumerate().map(edited).collect();
+            let changed = input.edited(None, &plain);
+            let terms = changed.is_some().then(|| edits.terms());
+            let exact = changed.unwrap_or(plain);
             let noise = match self.arithmetic {
-                Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes)),
+                Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes, terms)),
                 _ => None,
             };
             outputs.push((exact, noise::Spread { noise, lanes, choice: None }));
