@@ -128,6 +128,7 @@ pub struct Edit {
     input: Option<InputEdit>,
     output: Option<OutputEdit>,
     terms: usize,
+    pub(crate) rough: bool,
     lost: Option<LostEdit>,
 }
 
@@ -197,6 +198,14 @@ impl Edit {
         f: impl Fn(&At, &[&Tensor<f64>], &Tensor<f64>) -> Option<Tensor<f64>> + Send + Sync + 'static,
     ) -> Edit {
         self.output = Some(Box::new(f));
+        self
+    }
+
+    /// Says that matrices were fitted to values as the engine stored them: they are known no better than to
+    /// that format.
+    #[must_use]
+    pub fn rough(mut self) -> Edit {
+        self.rough = true;
         self
     }
 

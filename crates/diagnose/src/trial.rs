@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
 use firstdiff_model::Program;
-use firstdiff_reference::{Arithmetic, Executor, Predicted, Recorded as _, Site, Weights};
-use firstdiff_tensor::Tensor;
+use firstdiff_reference::{Arithmetic, Executor, MatmulInputs, Predicted, Recorded as _, Site, Weights};
+use firstdiff_tensor::{Float, Tensor};
 
 use crate::Error;
 use crate::edit::{Applied, Edit, Weight};
@@ -50,6 +50,8 @@ impl<'a> Trial<'a> {
         inner: bool,
         arithmetic: Option<&Arithmetic>,
     ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        let rough = arithmetic.filter(|_| edit.rough).map(rough);
+        let arithmetic = rough.as_ref().or(arithmetic);
         let original = &self.evidence.model.program;
         let edited = edit.program.as_ref().map(|change| {
             let mut program: Program = original.clone();
@@ -123,6 +125,17 @@ impl<'a> Trial<'a> {
             }
         }
         Ok(worst)
+    }
+}
+
+/// An arithmetic in which matrices have the rounding errors of stored values.
+fn rough(arithmetic: &Arithmetic) -> Arithmetic {
+    match arithmetic.store {
+        store @ (Float::BF16 | Float::F16) => {
+            Arithmetic { matmul_inputs: MatmulInputs::Short(store), ..arithmetic.clone() }
+        }
+        // Fits in f64 are as good as sums of f32.
+        _ => arithmetic.clone(),
     }
 }
 

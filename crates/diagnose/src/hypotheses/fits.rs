@@ -190,7 +190,7 @@ pub(super) fn unrelated(scene: &Scene) -> Option<Edit> {
     }
     let detail = format!("the weight of {tap} has nothing to do with the file's: what it was created with");
     let parameters = found.values().map(Vec::len).max()?;
-    Some(Edit::new(detail).fitted(parameters).weight(move |w| found.get(w.name).cloned()))
+    Some(Edit::new(detail).fitted(parameters).rough().weight(move |w| found.get(w.name).cloned()))
 }
 
 fn matrix(scene: &Scene, op: usize, linear: &firstdiff_model::ops::Linear) -> Option<Vec<f32>> {

@@ -129,12 +129,14 @@ fn edited_sums<T: Real>(
 }
 
 /// The variance of adding up the `terms` numbers, side by side in a row and of this size, that each element of
-/// an edited value is the sum of.
+/// an edited value is the sum of: their own last rounding, and that of the partial sums.
 fn terms_variance<T: Real>(a: &Arithmetic, edited: &Tensor<T>, terms: usize) -> Option<Vec<f64>> {
     (terms > 1).then_some(())?;
     let of = |run: &[T]| {
         let products = run.iter().map(|y| y.to_f64() * y.to_f64()).sum::<f64>() / run.len() as f64;
-        run.iter().map(|y| sum_variance(a.accumulate, terms, products, y.to_f64())).collect::<Vec<_>>()
+        let stored = sum_variance(a.store, 0, products, 0.0);
+        let sum = |y: &T| stored + sum_variance(a.accumulate, terms, products, y.to_f64());
+        run.iter().map(sum).collect::<Vec<_>>()
     };
     Some(edited.data().chunks(terms).flat_map(of).collect())
 }
