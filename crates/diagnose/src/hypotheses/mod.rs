@@ -202,6 +202,7 @@ hypotheses! {
     kernel_partial_vector_load => "kernel-partial-vector-load",
     dtype_fp16_overflow => "dtype-fp16-overflow",
     matmul_fp16_accumulate => "matmul-fp16-accumulate",
+    capture_row_mismatch => "capture-row-mismatch",
     uninit_output_padding => "uninit-output-padding",
     uninit_kv_nan_masked => "uninit-kv-nan-masked",
 }
