@@ -220,7 +220,7 @@ impl Taps<f64> for Replay<'_> {
             unmask(&mut value, &exact);
         }
         if poisoned {
-            make_finite(&mut value, &exact);
+            forget_poisoned(&mut value, &exact);
         }
         let (axes, view, exact) = by_head(self.program, computed.op, &value, exact, &noise);
         let measured = Measured::new(&view, &exact, &noise, &axes);
@@ -245,8 +245,19 @@ impl Taps<f64> for Replay<'_> {
     }
 }
 
+/// Puts the exact value in place of rows, along the last axis, that hold something that is not finite: their other
+/// elements may follow from it (a norm makes zeros of them).
+fn forget_poisoned(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+    let width = recorded.shape().last().copied().unwrap_or(1).max(1);
+    for (row, exact) in recorded.data_mut().chunks_mut(width).zip(exact.data().chunks(width)) {
+        if row.iter().any(|x| !x.is_finite()) {
+            row.copy_from_slice(exact);
+        }
+    }
+}
+
 /// Puts the exact value where the recorded one is not finite.
-pub(crate) fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
     for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
         if !x.is_finite() && y.is_finite() {
             *x = *y;

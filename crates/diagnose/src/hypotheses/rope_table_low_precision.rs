@@ -48,7 +48,8 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 }));
             }
             let detail = format!("cosines and sines in {name}{which}");
-            edits.push(Edit::new(detail).output(move |at, inputs, value| {
+            // Each result is the sum of two products.
+            edits.push(Edit::new(detail).sums(2).output(move |at, inputs, value| {
                 let OpKind::Rope(rope) = &at.op().kind else { return None };
                 at_rope(at, set).then_some(())?;
                 let x = inputs.first()?;
