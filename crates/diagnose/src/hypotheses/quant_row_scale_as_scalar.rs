@@ -1,11 +1,12 @@
 //! # A scale for each row is read as one number
 //!
-//! Inputs of a matrix product are quantised with a scale for each row. The kernel takes one number, the first row's, for all of them.
+//! Inputs of a matrix product are quantised with a scale for each row. The kernel takes one number, the first row's, for all of
+//! them. Or the scales of a weight are a table, and a kernel takes its first one for the whole matrix of each expert.
 //!
 //! ## How it shows
 //!
 //! Each row is off by one factor, the ratio of two rows' largest magnitudes; the first row is right. With one row, as in decode,
-//! nothing is wrong, and a row's cosine never shows it.
+//! nothing is wrong, and a row's cosine never shows it. A weight's scale instead makes whole columns of the product wrong, in decode too.
 //!
 //! ## Seen in
 //!
@@ -16,14 +17,16 @@
 //! Put the rows' factors into the block scales, or apply them row by row after the product.
 
 use firstdiff_model::OpKind;
+use firstdiff_reference::Misreading;
 use firstdiff_tensor::Tensor;
 
+use super::scaled;
 use crate::scene::short;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let products = scene.ops.iter().map(|&i| &scene.program().ops[i]).filter(|op| matches!(op.kind, OpKind::Linear(_)));
-    products
+    let mut edits: Vec<Edit> = products
         .map(|op| {
             let name = short(op).to_string();
             Edit::new(format!("{name} uses the first row's scale for every row")).output(move |at, inputs, value| {
@@ -40,7 +43,10 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 Some(value)
             })
         })
-        .collect()
+        .collect();
+    let what = "one scale, the first, is used for all of a matrix";
+    edits.extend(scaled::edits(scene, scaled::ALL, what, Misreading::FirstScale));
+    edits
 }
 
 /// The largest magnitude of each row.
