@@ -89,7 +89,7 @@ def test_smollm2_in_transformers_agrees_with_its_gguf(dtype, attention, firstdif
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
-@pytest.mark.parametrize("name", ["smollm2", "qwen"])
+@pytest.mark.parametrize("name", ["smollm2", "qwen", "gemma"])
 def test_llama_cpp_agrees_for_its_8_bit_blocks_and_f16_cache_are_arithmetic(name, flash, request, firstdiff, tmp_path):
     from firstdiff.llama_cpp import record as record_llama_cpp
     from llama_cpp import Llama

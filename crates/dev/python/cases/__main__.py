@@ -53,7 +53,9 @@ def halved(folder, under):
     if not out.exists():
         out.mkdir()
         shutil.copy(folder / "config.json", out)
-        tensors = {n: t.bfloat16() for part in sorted(folder.glob("*.safetensors")) for n, t in load_file(part).items()}
+        stored = {n: t for part in sorted(folder.glob("*.safetensors")) for n, t in load_file(part).items()}
+        plain = lambda name, t: t.dtype == torch.float32 and "scale" not in name
+        tensors = {n: t.bfloat16() if plain(n, t) else t for n, t in stored.items()}
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return out
 

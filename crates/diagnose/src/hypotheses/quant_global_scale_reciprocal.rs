@@ -24,7 +24,6 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let ways = [
         ("the factor on top is applied as its reciprocal", Misreading::FactorInverted),
         ("the factor on top is not applied", Misreading::FactorMissing),
-        ("every matrix of the stack takes the first one's factor", Misreading::FirstFactor),
     ];
-    ways.into_iter().flat_map(|(what, how)| scaled::edits(scene, &[scaled::NVFP4], what, how)).collect()
+    ways.into_iter().flat_map(|(what, how)| scaled::edits(scene, scaled::WITH_FACTOR, what, how)).collect()
 }
