@@ -185,6 +185,23 @@ def byte_alphabet():
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(rest)}
 
 
+def in_whole_blocks(config, weights):
+    """Blocks are 32 wide: every row of a tiny model is a whole number of them, except intermediate_size 80, and experts' 48."""
+    config = config | {"intermediate_size": 64}
+    config |= {"moe_intermediate_size": 32} if "moe_intermediate_size" in config else {}
+    return config, {name: narrowed(name, tensor) for name, tensor in weights.items()}
+
+
+def narrowed(name, tensor):
+    if "experts.gate_up_proj" in name:
+        return torch.cat([half[:, :32] for half in tensor.chunk(2, 1)], 1)
+    if "experts.down_proj" in name:
+        return tensor[..., :32].contiguous()
+    if "gate_proj" in name or "up_proj" in name:
+        return tensor[:64].contiguous()
+    return tensor[:, :64].contiguous() if "down_proj.weight" in name else tensor
+
+
 def stacked(weights):
     """Weights with the converter's names for stacked experts in place of transformers' two tensors."""
     for name, tensor in weights.items():
@@ -198,8 +215,11 @@ def stacked(weights):
             yield name, tensor
 
 
-def write(path, config, weights, kind=gguf.GGMLQuantizationType.F32, rope_freqs=None):
-    """A GGUF without a tokenizer from hub-style settings and weights, as the usual converter lays it out."""
+def write(path, config, weights, kind=gguf.GGMLQuantizationType.F32, rope_freqs=None, says_no_tokenizer=False):
+    """A GGUF without a tokenizer from hub-style settings and weights, as the usual converter lays it out.
+
+    llama.cpp wants to be told that there is none.
+    """
     family, heads = {hub: short for short, hub in FAMILIES.items()}.get(config["model_type"], config["model_type"]), config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
@@ -217,6 +237,8 @@ def write(path, config, weights, kind=gguf.GGMLQuantizationType.F32, rope_freqs=
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
     writer.add_vocab_size(config["vocab_size"])
+    if says_no_tokenizer:
+        writer.add_tokenizer_model("none")
     if rope_freqs is not None:
         writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
     if family == "gemma3":
