@@ -56,7 +56,10 @@ EXTRA = {
     "llama-small-embedding": ("llama", {}, _small_embedding),
     "llama-massive": ("llama", {}, _massive_channel),
     # Hidden size 80: its root is no number of bf16.
-    "gemma3-80": ("gemma3", {"hidden_size": 80}, None),
+    "gemma3-80": ("gemma3", {"hidden_size": 80, "num_hidden_layers": 2}, None),
+    "gemma3-caps-2-layers": ("gemma3-caps", {"num_hidden_layers": 2}, None),
+    "qwen3_moe-2-layers": ("qwen3_moe", {"num_hidden_layers": 2}, None),
+    "qwen3_moe-window-2-layers": ("qwen3_moe-window", {"num_hidden_layers": 2}, None),
     "llama-bf16-subnormal": ("llama-bf16", {}, _subnormal_values),
     # Sizes that are whole blocks, and tables of scales that are whole tiles.
     "qwen3-blocks": ("qwen3", {"num_hidden_layers": 2, "intermediate_size": 128}, None),
