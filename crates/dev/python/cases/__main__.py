@@ -95,12 +95,11 @@ def shared(model):
     into.mkdir(parents=True, exist_ok=True)
     if model.is_dir():
         out = into / model.name
-        if not out.exists():
-            shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.gguf", "complete"))
+        shutil.rmtree(out, ignore_errors=True)  # an older one may be another model
+        shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.gguf", "complete"))
     else:
         out = into / f"{model.parent.name}-{model.name.lower()}"
-        if not out.exists():
-            shutil.copy(model, out)
+        shutil.copy(model, out)
     return out.name
 
 
