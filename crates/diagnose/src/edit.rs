@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use firstdiff_compare::Evidence;
 use firstdiff_model::{Op, Program};
-use firstdiff_reference::{Edits, KeyLabel, Recorded as _, Site, StepInput, Weights, stored_keys};
+use firstdiff_reference::{
+    Edits, KeyLabel, Misreading, Recorded as _, Site, StepInput, Weights, stored_keys,
+};
 use firstdiff_tensor::Tensor;
 
 /// Where an edit is asked what it does, and what it may look up there.
@@ -89,6 +91,11 @@ impl Weight<'_> {
     /// Its values, had the file other bytes for it: `edit` changes a copy of the stored blocks. Not rounded.
     pub fn decoded(&self, edit: impl FnOnce(&mut [u8])) -> Option<Vec<f32>> {
         self.weights.decoded(self.name, edit).ok()
+    }
+
+    /// What they become when the weight's parts are read wrongly; `None` where they cannot be.
+    pub fn misread(&self, how: Misreading) -> Option<Vec<f32>> {
+        self.weights.misread(self.name, how).ok().flatten()
     }
 
     /// The name of the format in which the file stores it.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
+use firstdiff_checkpoint::{Checkpoint, Misreading, Storage, TensorInfo};
 use firstdiff_model::Program;
 use firstdiff_model::ops::Slice;
 use firstdiff_tensor::{Float, Real};
@@ -88,6 +88,19 @@ impl<'m> Weights<'m> {
     /// When the checkpoint lacks it or it cannot be read.
     pub fn decoded(&self, name: &str, edit: impl FnOnce(&mut [u8])) -> Result<Vec<f32>, Error> {
         Ok(self.checkpoint.read_edited(self.info(name)?, edit)?)
+    }
+
+    /// A whole weight as an engine has it that reads its parts wrongly (see [`Checkpoint::misread`]), as operations use
+    /// it.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it or it cannot be read.
+    pub fn misread(&self, name: &str, how: Misreading) -> Result<Option<Vec<f32>>, Error> {
+        let mut values = self.checkpoint.misread(self.info(name)?, how)?;
+        if let Some(values) = &mut values {
+            self.round(name, values);
+        }
+        Ok(values)
     }
 
     /// The name of the format in which the file stores a weight.

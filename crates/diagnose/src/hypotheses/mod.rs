@@ -6,6 +6,7 @@
 mod fits;
 mod masks;
 mod quant;
+mod scaled;
 mod stored;
 mod tools;
 
@@ -164,6 +165,9 @@ hypotheses! {
     swiglu_clamp_wrong => "swiglu-clamp-wrong",
     entries_not_attended => "entries-not-attended",
     quant_row_scale_as_scalar => "quant-row-scale-as-scalar",
+    quant_global_scale_reciprocal => "quant-global-scale-reciprocal",
+    quant_scale_swizzled => "quant-scale-swizzled",
+    quant_block_size_wrong => "quant-block-size-wrong",
     weights_not_loaded => "weights-not-loaded",
     weight_fused_qkv_layout => "weight-fused-qkv-layout",
     tp_fused_qkv_order => "tp-fused-qkv-order",
