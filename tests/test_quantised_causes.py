@@ -26,11 +26,12 @@ def test_a_right_engine_agrees(model, arithmetic, firstdiff, tmp_path):
     assert result.code == AGREES, str(result)
 
 
+@pytest.mark.parametrize("taps", ["all", "modules"])
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("title", PLANTED)
-def test_a_misread_weight_is_found_where_it_is_and_named(title, arithmetic, firstdiff, tmp_path):
+def test_a_misread_weight_is_found_where_it_is_and_named(title, arithmetic, taps, firstdiff, tmp_path):
     fault = FAULTS[title]
-    recorded = record(fault.model, arithmetic, tmp_path / "trace", faults=[fault])
+    recorded = record(fault.model, arithmetic, tmp_path / "trace", faults=[fault], taps=taps)
     result = firstdiff.check(recorded.trace, recorded.model)
     assert kind_of(result.findings[0]["tap"]) in fault.first, str(result)
     for finding in result.findings:
