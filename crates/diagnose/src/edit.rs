@@ -1,5 +1,6 @@
 //! A change to an execution: what the engine may have computed instead.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use firstdiff_compare::Evidence;
@@ -223,11 +224,18 @@ impl Edit {
     }
 }
 
+/// Values of operations in steps, of the model as it is.
+pub(crate) type Known = BTreeMap<(usize, usize), Tensor<f64>>;
+
 /// An edit with what its closures may look up.
 pub(crate) struct Applied<'a> {
     pub edit: &'a Edit,
     pub weights: &'a Weights<'a>,
     pub evidence: &'a Evidence<'a>,
+    /// Values that need no execution where the edit changes nothing before them.
+    pub known: &'a Known,
+    /// Operations of other weights than the model's.
+    pub reweighted: BTreeSet<usize>,
 }
 
 impl Applied<'_> {
@@ -266,5 +274,11 @@ impl Edits<f64> for Applied<'_> {
         let edited = self.edit.output.as_ref()?(&self.at(site), inputs, value)?;
         // Another shape would not fit what reads it.
         (edited.shape() == value.shape()).then_some(edited)
+    }
+
+    fn known(&self, site: &Site) -> Option<&Tensor<f64>> {
+        let own = &self.evidence.model.program.ops[site.index];
+        let same = !self.reweighted.contains(&site.index) && (self.edit.program.is_none() || own == site.op);
+        self.known.get(&(site.index, site.step)).filter(|_| same)
     }
 }

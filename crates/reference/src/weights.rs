@@ -140,11 +140,10 @@ impl<'m> Weights<'m> {
     }
 
     /// Chosen rows of a matrix, one after another.
-    pub(crate) fn rows<T: Real>(
-        &self,
-        name: &str,
-        rows: impl Iterator<Item = usize>,
-    ) -> Result<Vec<T>, Error> {
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it or a row cannot be read.
+    pub fn rows<T: Real>(&self, name: &str, rows: impl Iterator<Item = usize>) -> Result<Vec<T>, Error> {
         let info = self.info(name)?;
         let width = info.shape.iter().skip(1).product();
         let mut buffer = vec![0f32; width];
@@ -293,7 +292,10 @@ impl<'m> Weights<'m> {
             Ok::<(), Error>(())
         })?;
         let values = Arc::new(values);
-        lock().insert(info.name.clone(), values.clone());
+        if lock().insert(info.name.clone(), values.clone()).is_some() {
+            // Another thread did the same meanwhile.
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
         Ok(Some(values))
     }
 
