@@ -322,3 +322,16 @@ mod tests {
         assert_eq!(tail(&t, &[2, 3]), t);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_in_which_an_infinity_goes_on_says_nothing_of_its_own() {
+        let mut recorded = Tensor::new([2, 2], vec![0.0, f64::NAN, 5.0, 6.0]).unwrap();
+        let exact = Tensor::new([2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        forget_poisoned(&mut recorded, &exact);
+        assert_eq!(recorded.data(), [1.0, 2.0, 5.0, 6.0]);
+    }
+}
