@@ -1,9 +1,9 @@
 """DeepSeek-V4: the reference against transformers, right engines, and every planted fault."""
 
-import firstdiff.transformers
 import pytest
 import tiny_v4
 import torch
+from firstdiff.transformers import record as record_transformers
 from planted_v4 import BUGS, record
 from recording import feed
 from tiny import prompt_ids
@@ -42,7 +42,7 @@ def test_a_choice_that_rounding_decides_is_reported_and_followed(firstdiff, v4_f
     """With four index heads, all are cut off to zero now and then: entries tie, and torch picks another than we do."""
     name = "v4-few-index-heads"
     model = tiny_v4.load(tiny_v4.BY_NAME[name])
-    with firstdiff.transformers.record(model, tmp_path / "t"):
+    with record_transformers(model, tmp_path / "t"):
         feed(model, [prompt_ids(TOKENS, seed=5)])
     result = firstdiff.check(tmp_path / "t", v4_folder(name))
     assert result.code == 0, str(result)

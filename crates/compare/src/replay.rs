@@ -321,11 +321,6 @@ mod tests {
         assert_eq!(tail(&t, &[1, 2]).data(), [4.0, 5.0]);
         assert_eq!(tail(&t, &[2, 3]), t);
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn a_row_in_which_an_infinity_goes_on_says_nothing_of_its_own() {
