@@ -113,6 +113,19 @@ def entries_one_token_late(model):
     return everywhere(wrong(layer.self_attn.compressor) for layer in layers(model, HEAVY, SPARSE))
 
 
+def without_entries(model):
+    """The production kernel ran with no compressed entries."""
+
+    def wrong(compressor):
+        def call(right, hidden, latent, position_ids, *rest):
+            entries, bias = right(hidden, latent, position_ids, *rest)
+            return entries, torch.full((1, 1, position_ids.shape[1], entries.shape[2]), float("-inf"))
+
+        return forward(compressor, call)
+
+    return everywhere(wrong(layer.self_attn.compressor) for layer in layers(model, HEAVY, SPARSE))
+
+
 def window_without_compressed_tokens(model):
     """The mask over keys lacks those of complete blocks."""
 
@@ -471,6 +484,19 @@ def clamped_after_silu(model):
 
 def shared_expert_not_clamped(model):
     return activations(model, False, True, lambda gate, up, limit: silu(gate) * up)
+
+
+def first_row_scale(model):
+    """A matrix product whose input has a scale for each row takes the first row's for all of them."""
+
+    def wrong(projection):
+        def call(right, x):
+            largest = x.abs().amax(-1, keepdim=True)
+            return right(x) * largest[:, :1] / largest
+
+        return forward(projection, call)
+
+    return everywhere(wrong(layer.mlp.shared_experts.gate_proj) for layer in model.model.layers)
 
 
 AFTER = {output_groups_interleaved, overlap_halves_swapped, one_gate_per_token, indexer_one_entry_less}

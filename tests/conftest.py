@@ -17,7 +17,7 @@ from gguf_models import GgufModel  # noqa: E402
 def pytest_addoption(parser):
     group = parser.getgroup("firstdiff")
     group.addoption("--firstdiff", default=str(ROOT / "target" / "release" / "firstdiff"), help="the binary under test")
-    group.addoption("--models", default=None, help="folder with smollm2.gguf and qwen.gguf")
+    group.addoption("--models", default=None, help="folder with smollm2.gguf, qwen.gguf and gemma.gguf")
     group.addoption("--table", default=None, help="file to write the measured logit differences to")
 
 

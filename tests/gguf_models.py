@@ -31,12 +31,9 @@ GEMMA_MODULES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-EXPERT_MODULES = {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_exps": "mlp.experts.gate_proj",
-    "ffn_up_exps": "mlp.experts.up_proj",
-    "ffn_down_exps": "mlp.experts.down_proj",
-}
+# Experts are stacked; transformers holds those of gate and up in one tensor.
+EXPERT_MODULES = {"ffn_gate_inp": "mlp.gate"}
+STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 FAMILIES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}
 MODULES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
@@ -88,7 +85,12 @@ class GgufModel:
         extra = {}
         if self.family == "gemma3":
             extra = {"head_dim": self.setting("attention.key_length"), "sliding_window": self.setting("attention.sliding_window"),
-                     "query_pre_attn_scalar": self.setting("attention.key_length")}
+                     "query_pre_attn_scalar": self.setting("attention.key_length"),
+                     "final_logit_softcapping": self.setting("final_logit_softcapping")}
+        if self.family == "qwen3moe":  # llama.cpp always normalises
+            extra = {"head_dim": self.setting("attention.key_length"), "num_experts": self.setting("expert_count"),
+                     "num_experts_per_tok": self.setting("expert_used_count"), "norm_topk_prob": True,
+                     "moe_intermediate_size": self.setting("expert_feed_forward_length")}
         return extra | {
             "model_type": FAMILIES.get(self.family, self.family),
             "vocab_size": int(tensors["token_embd.weight"].shape[1]),
@@ -108,15 +110,23 @@ class GgufModel:
     def weights(self):
         """Hub name -> float32 tensor, llama's q and k back in the order of the hub's files."""
         heads = {"attn_q": self.config["num_attention_heads"], "attn_k": self.config["num_key_value_heads"]}
+        stacks = {}
         for tensor in self.reader.tensors:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             values = np.array(values, dtype=np.float32).reshape([int(n) for n in tensor.shape[::-1]])
             module = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
+            if module in STACKS:
+                stacks[tensor.name] = torch.from_numpy(values)
+                continue
             if self.family == "llama" and module in heads:
                 values = heads_first(values, heads[module])
             if self.family == "gemma3" and tensor.name.endswith("norm.weight"):
                 values = values - 1  # the converter added it
             yield hub_name(tensor.name, self.family), torch.from_numpy(np.ascontiguousarray(values))
+        for layer in range(self.config["num_hidden_layers"] if stacks else 0):
+            gate, up, down = (stacks[f"blk.{layer}.{stack}.weight"] for stack in STACKS)
+            yield f"model.layers.{layer}.mlp.experts.gate_up_proj", torch.cat([gate, up], 1)
+            yield f"model.layers.{layer}.mlp.experts.down_proj", down
 
     def to_transformers(self, dtype=torch.float32, attention="eager"):
         """The model in transformers, every weight set from the file."""
@@ -175,9 +185,42 @@ def byte_alphabet():
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(rest)}
 
 
-def write(path, config, weights, kind=gguf.GGMLQuantizationType.F32, rope_freqs=None):
-    """A GGUF without a tokenizer from hub-style settings and weights, as the usual converter lays it out."""
-    family, heads = config["model_type"], config["num_attention_heads"]
+def in_whole_blocks(config, weights):
+    """Blocks are 32 wide: every row of a tiny model is a whole number of them, except intermediate_size 80, and experts' 48."""
+    config = config | {"intermediate_size": 64}
+    config |= {"moe_intermediate_size": 32} if "moe_intermediate_size" in config else {}
+    return config, {name: narrowed(name, tensor) for name, tensor in weights.items()}
+
+
+def narrowed(name, tensor):
+    if "experts.gate_up_proj" in name:
+        return torch.cat([half[:, :32] for half in tensor.chunk(2, 1)], 1)
+    if "experts.down_proj" in name:
+        return tensor[..., :32].contiguous()
+    if "gate_proj" in name or "up_proj" in name:
+        return tensor[:64].contiguous()
+    return tensor[:, :64].contiguous() if "down_proj.weight" in name else tensor
+
+
+def stacked(weights):
+    """Weights with the converter's names for stacked experts in place of transformers' two tensors."""
+    for name, tensor in weights.items():
+        at, _, part = name.rpartition(".mlp.experts.")
+        if part == "gate_up_proj":
+            for stack, half in zip(STACKS, tensor.chunk(2, 1)):
+                yield f"{at}.{stack}.weight", half.contiguous()
+        elif at:
+            yield f"{at}.ffn_down_exps.weight", tensor
+        else:
+            yield name, tensor
+
+
+def write(path, config, weights, kind=gguf.GGMLQuantizationType.F32, rope_freqs=None, says_no_tokenizer=False):
+    """A GGUF without a tokenizer from hub-style settings and weights, as the usual converter lays it out.
+
+    llama.cpp wants to be told that there is none.
+    """
+    family, heads = {hub: short for short, hub in FAMILIES.items()}.get(config["model_type"], config["model_type"]), config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
     writer = gguf.GGUFWriter(path, family)
@@ -194,21 +237,34 @@ def write(path, config, weights, kind=gguf.GGMLQuantizationType.F32, rope_freqs=
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
     writer.add_vocab_size(config["vocab_size"])
+    if says_no_tokenizer:
+        writer.add_tokenizer_model("none")
     if rope_freqs is not None:
         writer.add_tensor("rope_freqs.weight", rope_freqs.astype(np.float32))
+    if family == "gemma3":
+        writer.add_sliding_window(config["sliding_window"])
+        if config.get("final_logit_softcapping"):
+            writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if family == "qwen3moe":
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     modules = {hub: short for short, hub in MODULES.items()}
-    layer_modules = {hub: short for short, hub in LAYER_MODULES.items()}
-    for name, tensor in weights.items():
+    modules_of_layers = {hub: short for short, hub in layer_modules(family).items()}
+    for name, tensor in stacked(weights):
         values = tensor.float().numpy()
         module, part = name.rsplit(".", 1)
+        if family == "gemma3" and module.endswith("norm"):
+            values = values + 1
         if module in modules:
             short = f"{modules[module]}.{part}"
         else:
             layer, inner = module.removeprefix("model.layers.").split(".", 1)
-            short = f"blk.{layer}.{layer_modules[inner]}.{part}"
+            short = f"blk.{layer}.{modules_of_layers.get(inner, inner)}.{part}"
             if family == "llama" and inner in ("self_attn.q_proj", "self_attn.k_proj"):
                 values = pairs_first(values, heads if "q_proj" in inner else kv_heads)
-        quantised = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        # As converters do it: routers stay in float32.
+        quantised = kind if values.ndim > 1 and "ffn_gate_inp" not in short else gguf.GGMLQuantizationType.F32
         if quantised == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(short, np.ascontiguousarray(values))
         else:

@@ -1,9 +1,12 @@
 """What each fault planted in DeepSeek-V4 must look like: the first wrong tap, and in which layers."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Callable
 
 import bugs_v4 as bugs
+import firstdiff.transformers
+from recording import generate
 from tiny_v4 import LAYERS, C, S
 
 ALL = tuple(range(len(LAYERS)))
@@ -54,6 +57,17 @@ class Bug:
         return {HIDDEN.get(tap, tap) for tap in taps} if modules_only else taps
 
 
+def record(model, path, ids, steps, bug=None, **options):
+    """Records a generation; `bug` changes the model before the recorder comes, or behind it."""
+    recording = firstdiff.transformers.record(model, path, **options)
+    plant = bug.plant(model) if bug else nullcontext()
+    after = bool(bug) and bug.after
+    with recording if after else plant as first, plant if after else recording as second:
+        generate(model, ids, steps)
+    assert (first if after else second).steps == steps + 1, "the recorder gave up"
+    return path
+
+
 def sensitive(plant, tap, **rest):
     return Bug(plant, tap, model="v4-sensitive", **rest)
 
@@ -82,6 +96,7 @@ BUGS = [
     Bug(bugs.indexer_ignored, "visible_keys", SPARSE, cause="indexer-ignored"),
     Bug(bugs.window_one_too_long, "visible_keys", cause="swa-off-by-one"),
     Bug(bugs.window_without_compressed_tokens, "visible_keys", COMPRESSED, cause="window-without-compressed-tokens"),
+    Bug(bugs.without_entries, "visible_keys", COMPRESSED, cause="entries-not-attended"),
     Bug(bugs.q_norm_missing, "q_norm", cause="norm-missing"),
     # in the first layer all streams are the same, and any doubly stochastic matrix leaves them so
     Bug(bugs.mix_not_transposed, "attn_resid", also=("out",), cause="hc-mix-transposed", faint=True),
@@ -93,11 +108,12 @@ BUGS = [
     Bug(bugs.no_routed_scale, "router_weights", cause="moe-routed-scale-missing"),
     Bug(bugs.hash_ignored, "router_topk", HASHED, cause="moe-hash-ignored"),
     Bug(bugs.sigmoid_scores, "router_scores", cause="moe-score-func-wrong"),
+    Bug(bugs.first_row_scale, "shared_gate_proj", cause="quant-row-scale-as-scalar"),
     Bug(bugs.output_groups_interleaved, "attn_groups", cause="output-groups-interleaved"),
-    sensitive(bugs.no_clamp, "experts_out", also=("shared_act",), cause="swiglu-clamp-wrong"),
-    sensitive(bugs.gate_clamped_on_both_sides, "experts_out", also=("shared_act",), cause="swiglu-clamp-wrong"),
-    sensitive(bugs.clamped_after_silu, "experts_out", also=("shared_act",), cause="swiglu-clamp-wrong"),
-    sensitive(bugs.shared_expert_not_clamped, "shared_act", cause="swiglu-clamp-wrong"),
+    sensitive(bugs.no_clamp, "experts_out", also=("shared_act",), cause="mlp-swiglu-clamp-missing"),
+    sensitive(bugs.gate_clamped_on_both_sides, "experts_out", also=("shared_act",), cause="mlp-swiglu-clamp-asymmetry"),
+    sensitive(bugs.clamped_after_silu, "experts_out", also=("shared_act",), cause="mlp-swiglu-clamp-asymmetry"),
+    sensitive(bugs.shared_expert_not_clamped, "shared_act", cause="mlp-swiglu-clamp-missing"),
     sensitive(bugs.sinkhorn_one_less, "hc_attn_mix", also=MIXES, cause="hc-sinkhorn-wrong"),
     sensitive(bugs.sinkhorn_rows_first, "hc_attn_mix", also=MIXES, cause="hc-sinkhorn-wrong"),
     sensitive(bugs.eps_missing_in_pre, "hc_attn_pre", also=("hc_ffn_pre",), cause="hc-eps-missing"),

@@ -2,11 +2,13 @@
 
 from itertools import islice, product
 
+import gguf
 import pytest
 import torch
-from firstdiff_binary import AGREES
+from firstdiff_binary import AGREES, DIVERGES
+from gguf_models import in_whole_blocks, write
 from recording import REAL_PROMPTS, record
-from tiny import load, prompt_ids
+from tiny import BY_NAME, load, prompt_ids, tensors_of
 
 PROMPT, STEPS = 24, 16
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -89,7 +91,7 @@ def test_smollm2_in_transformers_agrees_with_its_gguf(dtype, attention, firstdif
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
-@pytest.mark.parametrize("name", ["smollm2", "qwen"])
+@pytest.mark.parametrize("name", ["smollm2", "qwen", "gemma"])
 def test_llama_cpp_agrees_for_its_8_bit_blocks_and_f16_cache_are_arithmetic(name, flash, request, firstdiff, tmp_path):
     from firstdiff.llama_cpp import record as record_llama_cpp
     from llama_cpp import Llama
@@ -100,3 +102,23 @@ def test_llama_cpp_agrees_for_its_8_bit_blocks_and_f16_cache_are_arithmetic(name
         chosen = list(islice(llama.generate(REAL_PROMPTS[name], temp=0.0), STEPS + 1))
     assert len(chosen) == STEPS + 1 and recorder.steps == STEPS + 1
     assert_agrees(firstdiff.check(tmp_path / "trace", path))
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0], ids=lambda k: k.name)
+def test_llama_cpp_agrees_on_a_mixture_of_experts(kind, firstdiff, tiny_folder, tmp_path):
+    from firstdiff.llama_cpp import record as record_llama_cpp
+    from llama_cpp import Llama
+
+    config, weights = in_whole_blocks(BY_NAME["qwen3_moe"].raw_config(), tensors_of(load(tiny_folder("qwen3_moe"))))
+    path = write(tmp_path / "moe.gguf", config, weights, kind, says_no_tokenizer=True)
+    llama = Llama(str(path), n_ctx=64, logits_all=True, n_threads=1, verbose=False)
+    with record_llama_cpp(llama, tmp_path / "trace") as recorder:
+        chosen = list(islice(llama.generate(prompt_ids(PROMPT), temp=0.0), STEPS + 1))
+    assert len(chosen) == STEPS + 1 and recorder.steps == STEPS + 1
+    report = assert_agrees(firstdiff.check(tmp_path / "trace", path))
+    assert report["coverage"]["missing"] == [], "every tap is recorded"
+    # and of a file with its experts in another order, the trace is none
+    other = {n: t.flip(0) if ".experts." in n else t for n, t in weights.items()}
+    result = firstdiff.check(tmp_path / "trace", write(tmp_path / "other.gguf", config, other, kind))
+    assert result.code == DIVERGES and result.findings[0]["tap"] == "layers.0.experts_out", str(result)
+    assert result.findings[0]["cause"]["id"] == "expert-index-wrong"

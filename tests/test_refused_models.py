@@ -10,6 +10,7 @@ from tiny import make, BY_NAME
 CHANGES = [
     ("qwen3_moe", {"model_type": "qwen9_moe"}, ("qwen9_moe", "qwen3_moe", "gemma3_text")),
     ("qwen3_moe", {"scoring_func": "sigmoid"}, ("scoring_func", "sigmoid", "softmax")),
+    ("qwen3_moe", {"n_group": 2, "topk_group": 1}, ("n_group", "is 2", "one group")),
     ("qwen3_moe", {"num_experts_per_tok": 7}, ("num_experts_per_tok", "6 experts")),
     ("qwen3_moe", {"num_experts": 7}, ("experts.6.down_proj.weight", "missing")),
     ("qwen3_moe", {"mlp_only_layers": "all"}, ("mlp_only_layers",)),

@@ -1,18 +1,16 @@
 """DeepSeek-V4: the reference against transformers, right engines, and every planted fault."""
 
-from contextlib import nullcontext
-
-import firstdiff.transformers
 import pytest
 import tiny_v4
 import torch
-from planted_v4 import BUGS
-from recording import feed, generate
+from firstdiff.transformers import record as record_transformers
+from planted_v4 import BUGS, record
+from recording import feed
 from tiny import prompt_ids
 
 LIMIT = 5e-5  # on the largest difference of any logit, whose standard deviation is 1.5
 TOKENS = 130
-PROMPT, STEPS = 40, 9
+IDS, STEPS = prompt_ids(40, seed=5), 9
 
 
 @pytest.fixture(scope="session")
@@ -25,17 +23,6 @@ def v4_folder(tmp_path_factory):
         return made[name]
 
     return folder
-
-
-def in_dtype(name, dtype):
-    """The model in a shorter format, as transformers' loader makes it: some parameters stay in float32."""
-    model = tiny_v4.load(tiny_v4.BY_NAME[name])
-    if dtype != torch.float32:
-        for parameter, value in [*model.named_parameters(), *model.named_buffers()]:
-            strict = any(part in parameter for part in [*model._keep_in_fp32_modules_strict, "inv_freq"])
-            if value.is_floating_point() and not strict:
-                value.data = value.data.to(dtype)
-    return model
 
 
 @pytest.mark.parametrize("chunk", [TOKENS, 1, 7, 33], ids=lambda n: f"chunks of {n}")
@@ -55,7 +42,7 @@ def test_a_choice_that_rounding_decides_is_reported_and_followed(firstdiff, v4_f
     """With four index heads, all are cut off to zero now and then: entries tie, and torch picks another than we do."""
     name = "v4-few-index-heads"
     model = tiny_v4.load(tiny_v4.BY_NAME[name])
-    with firstdiff_recording(model, tmp_path / "t"):
+    with record_transformers(model, tmp_path / "t"):
         feed(model, [prompt_ids(TOKENS, seed=5)])
     result = firstdiff.check(tmp_path / "t", v4_folder(name))
     assert result.code == 0, str(result)
@@ -68,29 +55,12 @@ def test_a_choice_that_rounding_decides_is_reported_and_followed(firstdiff, v4_f
     assert apart.nonzero().flatten().min() >= min(min(a["tokens"]) for a in ties)
 
 
-def firstdiff_recording(model, path, **options):
-    return firstdiff.transformers.record(model, path, **options)
-
-
-def record(model, path, bug=None, **options):
-    """`bug` changes the model: before the recorder comes, or behind it."""
-    plant = bug.plant(model) if bug else nullcontext()
-    ids = prompt_ids(PROMPT, seed=5)
-    if bug and bug.after:
-        with firstdiff_recording(model, path, **options) as recorder, plant:
-            generate(model, ids, STEPS)
-    else:
-        with plant, firstdiff_recording(model, path, **options) as recorder:
-            generate(model, ids, STEPS)
-    assert recorder.steps == STEPS + 1, "the recorder gave up"
-    return path
-
-
 @pytest.mark.parametrize("attention", [True, False], ids=["all taps", "module outputs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["v4", "v4-sensitive"])
 def test_a_right_engine_agrees(name, dtype, attention, firstdiff, v4_folder, tmp_path):
-    trace = record(in_dtype(name, dtype), tmp_path / "t", attention=attention)
+    model = tiny_v4.to_dtype(tiny_v4.load(tiny_v4.BY_NAME[name]), dtype)
+    trace = record(model, tmp_path / "t", IDS, STEPS, attention=attention)
     result = firstdiff.check(trace, v4_folder(name))
     assert result.code == 0, str(result)
     kinds = {tap.rsplit(".", 1)[-1] for tap in result.json["coverage"]["missing"]}
@@ -106,7 +76,7 @@ def kind_of(tap):
 @pytest.mark.parametrize("attention", [True, False], ids=["all taps", "module outputs"])
 @pytest.mark.parametrize("bug", BUGS, ids=lambda b: f"{b.name} in {b.model}")
 def test_a_planted_fault_is_found_where_it_is_and_named(bug, attention, firstdiff, v4_folder, tmp_path, table):
-    trace = record(tiny_v4.load(tiny_v4.BY_NAME[bug.model]), tmp_path / "t", bug, attention=attention)
+    trace = record(tiny_v4.load(tiny_v4.BY_NAME[bug.model]), tmp_path / "t", IDS, STEPS, bug, attention=attention)
     result = firstdiff.check(trace, v4_folder(bug.model))
     assert result.code == 1, str(result)
     assert kind_of(result.findings[0]["tap"]) in bug.first(not attention), str(result)

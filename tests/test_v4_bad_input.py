@@ -33,6 +33,7 @@ CASES = [
     ("too few layer types", {"layer_types": ["sliding_attention"]}, ["lists 1 layers of 5"]),
     ("unknown ratio", {"without": ("layer_types",), "compress_ratios": [0, 16, 4, 128, 4]}, ["has 16", "0, 4 or 128"]),
     ("unknown scoring", {"scoring_func": "relu"}, ["'relu'", "sqrtsoftplus"]),
+    ("groups of experts", {"n_group": 4, "topk_group": 2}, ["n_group", "is 4", "one group"]),
     ("bias", {"attention_bias": True}, ["attention_bias"]),
     ("tied", {"tie_word_embeddings": True}, ["tie_word_embeddings"]),
     ("two key heads", {"num_key_value_heads": 2}, ["num_key_value_heads"]),

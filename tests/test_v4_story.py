@@ -7,26 +7,12 @@ import firstdiff.transformers
 import pytest
 import tiny_v4
 import torch
-from bugs_v4 import everywhere
 from recording import generate
 from tiny import prompt_ids
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 LAYER = 3
 END = "<｜end▁of▁sentence｜>"
-
-
-def without_entries(model):
-    """The production kernel ran with no compressed entries."""
-
-    def wrong(compressor):
-        def call(right, hidden, latent, position_ids, *rest):
-            entries, bias = right(hidden, latent, position_ids, *rest)
-            return entries, torch.full((1, 1, position_ids.shape[1], entries.shape[2]), float("-inf"))
-
-        return bugs.forward(compressor, call)
-
-    return everywhere(wrong(layer.self_attn.compressor) for layer in bugs.layers(model, bugs.HEAVY, bugs.SPARSE))
 
 
 def without_sink(model):
@@ -42,19 +28,6 @@ def without_sink(model):
         return out.transpose(1, 2).contiguous(), probs
 
     return bugs.attention(change)
-
-
-def first_row_scale(model):
-    """A matrix product whose input has a scale for each row takes the first row's for all of them."""
-
-    def wrong(projection):
-        def call(right, x):
-            largest = x.abs().amax(-1, keepdim=True)
-            return right(x) * largest[:, :1] / largest
-
-        return bugs.forward(projection, call)
-
-    return everywhere(wrong(layer.mlp.shared_experts.gate_proj) for layer in model.model.layers)
 
 
 def tokenizer(folder):
@@ -73,7 +46,7 @@ def story(firstdiff, tmp_path_factory):
     folder = tiny_v4.make(tiny, root / "model")
     tokenizer(folder)
     model = tiny_v4.load(tiny)
-    with without_entries(model), without_sink(model), first_row_scale(model):
+    with bugs.without_entries(model), without_sink(model), bugs.first_row_scale(model):
         with recorded(model, root / "trace"):
             generate(model, prompt_ids(40, seed=5), 6)
     manifest = json.loads((root / "trace" / "trace.json").read_text())

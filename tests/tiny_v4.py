@@ -202,6 +202,15 @@ def load(tiny, dtype=torch.float32, seed=0):
     return model
 
 
+def to_dtype(model, dtype):
+    """The model in a shorter format, as transformers' loader makes it: some parameters stay in float32."""
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        strict = any(part in name for part in [*model._keep_in_fp32_modules_strict, "inv_freq"])
+        if value.is_floating_point() and not strict:
+            value.data = value.data.to(dtype)
+    return model
+
+
 def make(tiny, folder, seed=0):
     """Writes the checkpoint and returns its folder."""
     folder = Path(folder)

@@ -1,5 +1,7 @@
 //! What a verdict rests on, kept for those who ask why.
 
+use std::borrow::Cow;
+
 use firstdiff_model::ops::Discrete;
 use firstdiff_model::{Model, OpKind};
 use firstdiff_reference::{Arithmetic, Noise, Predicted, Recorded, StepInput};
@@ -81,12 +83,12 @@ impl<'a> Evidence<'a> {
         if !rank(predicted.exact.shape(), value.shape()) || noise.variance.len() != predicted.exact.len() {
             return Ok(None);
         }
-        let (exact, noise): (_, Noise<f64>) = last(&predicted.exact, noise, value.shape());
+        let (exact, noise): (_, Noise<f64>) = last(Cow::Owned(predicted.exact), noise, value.shape());
         let program = &self.model.program;
         if matches!(program.ops[op].kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);
         }
-        let (axes, view, exact) = by_head(program, op, &value, exact, &noise);
+        let (axes, view, exact) = by_head(program, op, value, exact, &noise);
         Ok(Some(Measured::new(&view, &exact, &noise, &axes)))
     }
 }

@@ -1,5 +1,6 @@
 //! Local replay: the trace's values override the reference's, and each is measured on the way.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use firstdiff_model::ops::Discrete;
@@ -141,7 +142,7 @@ impl Replay<'_> {
 pub(crate) fn by_head(
     program: &Program,
     op: usize,
-    value: &Tensor<f64>,
+    value: Tensor<f64>,
     exact: Tensor<f64>,
     noise: &Noise<f64>,
 ) -> (Vec<Axis>, Tensor<f64>, Tensor<f64>) {
@@ -158,7 +159,7 @@ pub(crate) fn by_head(
             return (vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)], value, exact);
         }
     }
-    (axes.clone(), value.clone(), exact)
+    (axes.clone(), value, exact)
 }
 
 /// The input rows of a recorded step.
@@ -215,14 +216,14 @@ impl Taps<f64> for Replay<'_> {
             return Ok(Some(self.chosen(computed.op, computed.step, &computed, value, kind)));
         }
         let Some(noise) = computed.noise.filter(|_| !value.is_empty()) else { return Ok(Some(value)) };
-        let (exact, noise) = last(computed.exact, noise, value.shape());
+        let (exact, noise) = last(Cow::Borrowed(computed.exact), noise, value.shape());
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);
         }
         if poisoned {
-            make_finite(&mut value, &exact);
+            forget_poisoned(&mut value, &exact);
         }
-        let (axes, view, exact) = by_head(self.program, computed.op, &value, exact, &noise);
+        let (axes, view, exact) = by_head(self.program, computed.op, value.clone(), exact, &noise);
         let measured = Measured::new(&view, &exact, &noise, &axes);
         let (mut found, mut distances) = (vec![], None);
         if measured.is_wrong() && measured.non_finite == 0 && self.examine(&op.tap) {
@@ -245,8 +246,19 @@ impl Taps<f64> for Replay<'_> {
     }
 }
 
+/// Puts the exact value in place of rows, along the last axis, that hold something that is not finite: their other
+/// elements may follow from it (a norm makes zeros of them).
+fn forget_poisoned(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+    let width = recorded.shape().last().copied().unwrap_or(1).max(1);
+    for (row, exact) in recorded.data_mut().chunks_mut(width).zip(exact.data().chunks(width)) {
+        if row.iter().any(|x| !x.is_finite()) {
+            row.copy_from_slice(exact);
+        }
+    }
+}
+
 /// Puts the exact value where the recorded one is not finite.
-pub(crate) fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
+fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
     for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
         if !x.is_finite() && y.is_finite() {
             *x = *y;
@@ -264,9 +276,9 @@ pub(crate) fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
 }
 
 /// The part of the exact value, and of its noise, that was recorded: the last rows or keys.
-pub(crate) fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>, Noise<f64>) {
+pub(crate) fn last(exact: Cow<Tensor<f64>>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>, Noise<f64>) {
     if exact.shape() == shape {
-        return (exact.clone(), noise);
+        return (exact.into_owned(), noise);
     }
     let cut = |t: &Tensor<f64>| tail(t, shape);
     let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
@@ -274,7 +286,7 @@ pub(crate) fn last(exact: &Tensor<f64>, noise: Noise<f64>, shape: &[usize]) -> (
     let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
     let along = Tensor::new(rows(exact.shape()), noise.along).map(|a| tail(&a, &rows(shape)).into_data());
     let lanes = noise.lanes.iter().map(cut).collect();
-    (cut(exact), Noise { variance, lanes, along: along.unwrap_or_default(), ..noise })
+    (cut(&exact), Noise { variance, lanes, along: along.unwrap_or_default(), ..noise })
 }
 
 /// The last elements along every axis.
@@ -308,5 +320,13 @@ mod tests {
         let t = Tensor::new([2, 3], (0..6).map(f64::from).collect()).unwrap();
         assert_eq!(tail(&t, &[1, 2]).data(), [4.0, 5.0]);
         assert_eq!(tail(&t, &[2, 3]), t);
+    }
+
+    #[test]
+    fn a_row_in_which_an_infinity_goes_on_says_nothing_of_its_own() {
+        let mut recorded = Tensor::new([2, 2], vec![0.0, f64::NAN, 5.0, 6.0]).unwrap();
+        let exact = Tensor::new([2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        forget_poisoned(&mut recorded, &exact);
+        assert_eq!(recorded.data(), [1.0, 2.0, 5.0, 6.0]);
     }
 }

@@ -58,7 +58,7 @@ pub fn run(c: &Bench) -> Result<()> {
         What::Verdicts(verdicts) => return bench_verdicts::run(verdicts),
         What::Diff(sizes) => return diff::run(sizes, c.rounds),
         What::Causes(causes) => return bench_causes::run(causes),
-        What::Diagnose => return stories::diagnosis_cost(),
+        What::Diagnose => return stories::diagnosis_cost(c.rounds),
         What::Large(large) => return bench_large::run(large),
         What::Reference | What::Check => {}
     }

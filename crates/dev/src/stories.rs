@@ -7,16 +7,16 @@ use anyhow::Result;
 use crate::{models, python, workspace};
 
 pub fn run() -> Result<()> {
-    with_models("stories", "the stories")
+    with_models("stories", &[], "the stories")
 }
 
 /// `cargo dev bench diagnose`: what naming a cause costs on real models.
-pub fn diagnosis_cost() -> Result<()> {
-    with_models("diagnosis_cost.py", "the cost of a diagnosis")
+pub fn diagnosis_cost(rounds: usize) -> Result<()> {
+    with_models("diagnosis_cost.py", &["--rounds", &rounds.to_string()], "the cost of a diagnosis")
 }
 
 /// A script that takes the built program and the real models.
-fn with_models(script: &str, what: &str) -> Result<()> {
+fn with_models(script: &str, args: &[&str], what: &str) -> Result<()> {
     let build = ["build", "--quiet", "--release", "--package", "firstdiff"];
     workspace::run("cargo build", Command::new("cargo").args(build))?;
     let python = python::interpreter()?;
@@ -24,6 +24,6 @@ fn with_models(script: &str, what: &str) -> Result<()> {
     let mut command = Command::new(&python);
     command.arg(scripts.join(script)).env("PYTHONPATH", &scripts).env("OMP_NUM_THREADS", "1");
     command.arg("--firstdiff").arg(workspace::target().join("release/firstdiff"));
-    command.arg("--models").arg(models::folder(&python)?);
+    command.arg("--models").arg(models::folder(&python)?).args(args);
     workspace::run(what, &mut command)
 }

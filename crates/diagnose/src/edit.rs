@@ -1,10 +1,13 @@
 //! A change to an execution: what the engine may have computed instead.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use firstdiff_compare::Evidence;
 use firstdiff_model::{Op, Program};
-use firstdiff_reference::{Edits, KeyLabel, Recorded as _, Site, StepInput, Weights, stored_keys};
+use firstdiff_reference::{
+    Edits, KeyLabel, Misreading, Recorded as _, Site, StepInput, Weights, stored_keys,
+};
 use firstdiff_tensor::Tensor;
 
 /// Where an edit is asked what it does, and what it may look up there.
@@ -90,6 +93,11 @@ impl Weight<'_> {
         self.weights.decoded(self.name, edit).ok()
     }
 
+    /// What they become when the weight's parts are read wrongly; `None` where they cannot be.
+    pub fn misread(&self, how: Misreading) -> Option<Vec<f32>> {
+        self.weights.misread(self.name, how).ok().flatten()
+    }
+
     /// The name of the format in which the file stores it.
     pub fn format(&self) -> Option<&'static str> {
         self.weights.format(self.name)
@@ -127,6 +135,8 @@ pub struct Edit {
     keys: Option<KeyEdit>,
     input: Option<InputEdit>,
     output: Option<OutputEdit>,
+    terms: usize,
+    pub(crate) rough: bool,
     lost: Option<LostEdit>,
 }
 
@@ -199,6 +209,22 @@ impl Edit {
         self
     }
 
+    /// Says that matrices were fitted to values as the engine stored them: they are known no better than to
+    /// that format.
+    #[must_use]
+    pub fn rough(mut self) -> Edit {
+        self.rough = true;
+        self
+    }
+
+    /// Says of how many numbers, side by side in a row, each element of the edited output is the sum: adding them
+    /// up rounds.
+    #[must_use]
+    pub fn sums(mut self, terms: usize) -> Edit {
+        self.terms = terms;
+        self
+    }
+
     /// Which elements of a value are not finite in the engine, as it should then be.
     #[must_use]
     pub fn lost(
@@ -216,11 +242,18 @@ impl Edit {
     }
 }
 
+/// Values of operations in steps, of the model as it is.
+pub(crate) type Known = BTreeMap<(usize, usize), Tensor<f64>>;
+
 /// An edit with what its closures may look up.
 pub(crate) struct Applied<'a> {
     pub edit: &'a Edit,
     pub weights: &'a Weights<'a>,
     pub evidence: &'a Evidence<'a>,
+    /// Values that need no execution where the edit changes nothing before them.
+    pub known: &'a Known,
+    /// Operations of other weights than the model's.
+    pub reweighted: BTreeSet<usize>,
 }
 
 impl Applied<'_> {
@@ -259,5 +292,15 @@ impl Edits<f64> for Applied<'_> {
         let edited = self.edit.output.as_ref()?(&self.at(site), inputs, value)?;
         // Another shape would not fit what reads it.
         (edited.shape() == value.shape()).then_some(edited)
+    }
+
+    fn terms(&self) -> usize {
+        self.edit.terms
+    }
+
+    fn known(&self, site: &Site) -> Option<&Tensor<f64>> {
+        let own = &self.evidence.model.program.ops[site.index];
+        let same = !self.reweighted.contains(&site.index) && (self.edit.program.is_none() || own == site.op);
+        self.known.get(&(site.index, site.step)).filter(|_| same)
     }
 }

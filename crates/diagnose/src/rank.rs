@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use firstdiff_compare::{Cause, Check, Element, Evidence, Finding, Rejected};
 use firstdiff_reference::Weights;
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::edit::Edit;
-use crate::hypotheses::HYPOTHESES;
+use crate::hypotheses::{HYPOTHESES, Hypothesis};
 use crate::loading::unloaded;
 use crate::scene::Scene;
 use crate::screen::Screen;
@@ -35,7 +36,7 @@ const LEAST: f64 = 2.0;
 /// Residuals that differ by less than this part are one.
 const SAME: f64 = 1e-3;
 /// Elements of the largest weight that edits may replace: a copy of it takes four times as many bytes.
-const LARGEST: usize = 1 << 26;
+pub(crate) const LARGEST: usize = 1 << 26;
 /// Beyond so many floors an edit is not measured exactly: ten times the margin.
 pub(crate) const FAR: f64 = 10.0 * MARGIN * INSIDE;
 
@@ -152,21 +153,28 @@ fn explain(
         .copied()
         .find(|&(op, step)| step == finding.step && trial.evidence.model.program.ops[op].tap == finding.tap);
     let Some((op, step)) = first else { return Ok(None) };
-    let Some(scene) = Scene::new(trial, finding, op, step)? else { return Ok(None) };
+    let Some((scene, own)) = Scene::new(trial, finding, op, step)? else { return Ok(None) };
     let here = Places::from([(op, step)]);
-    let screen = Screen::new(trial, &scene)?;
+    let screen = Screen::new(trial, &scene, own)?;
     let unedited = screen.unedited;
+    let proposals = |(order, hypothesis): (usize, &Hypothesis)| {
+        (hypothesis.propose)(&scene).into_iter().map(move |edit| (order, edit))
+    };
+    let proposed: Vec<(usize, Edit)> = HYPOTHESES.par_iter().enumerate().flat_map_iter(proposals).collect();
+    let mut estimates = Vec::with_capacity(proposed.len());
+    for some in proposed.chunks(screen.together()) {
+        let some = some.par_iter().map(|(_, edit)| screen.estimate(edit));
+        estimates.extend(some.collect::<Result<Vec<_>, Error>>()?);
+    }
     let mut tried = Vec::new();
-    for (order, hypothesis) in HYPOTHESES.iter().enumerate() {
-        for edit in (hypothesis.propose)(&scene) {
-            let residual = match screen.estimate(&edit)? {
-                Some(estimate) => estimate,
-                None => trial.residual(&edit, &here, f64::INFINITY)?,
-            };
-            // What changes nothing here is no hypothesis here.
-            if (residual - unedited).abs() > SAME * unedited {
-                tried.push(Tried { order, edit, residual });
-            }
+    for ((order, edit), estimate) in proposed.into_iter().zip(estimates) {
+        let residual = match estimate {
+            Some(estimate) => estimate,
+            None => trial.residual(&edit, &here, f64::INFINITY)?,
+        };
+        // What changes nothing here is no hypothesis here.
+        if (residual - unedited).abs() > SAME * unedited {
+            tried.push(Tried { order, edit, residual });
         }
     }
     let (inside, mut outside): (Vec<Tried>, Vec<Tried>) =

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, Finding};
 use firstdiff_model::{Model, Op, OpKind, Program};
-use firstdiff_reference::{Executor, Recorded as _, Site, StepInput, Unedited, Weights};
+use firstdiff_reference::{Executor, Predicted, Recorded as _, Site, StepInput, Unedited, Weights};
 use firstdiff_tensor::Tensor;
 
 use crate::Error;
-use crate::edit::{Applied, At, Edit};
+use crate::edit::{Applied, At, Edit, Known};
 use crate::trial::Trial;
 
 /// One wrong value: an operation in a step, with the operations between it and the recorded values that
@@ -33,35 +33,40 @@ pub struct Scene<'a> {
     pub engine: Tensor<f64>,
     evidence: &'a Evidence<'a>,
     weights: &'a Weights<'a>,
-    exact: BTreeMap<usize, Tensor<f64>>,
+    /// Values of the segment as the model has them, in the steps that matter here.
+    pub(crate) known: Known,
 }
 
 impl<'a> Scene<'a> {
+    /// With the value as the model has it.
     pub(crate) fn new(
         trial: &'a Trial<'a>,
         finding: &Finding,
         op: usize,
         step: usize,
-    ) -> Result<Option<Scene<'a>>, Error> {
+    ) -> Result<Option<(Scene<'a>, Predicted<f64>)>, Error> {
         let evidence = trial.evidence;
         let Some(engine) = evidence.value(op, step)? else { return Ok(None) };
         let places = BTreeSet::from([(op, step)]);
-        let Some(predicted) = trial.predict(&Edit::new(""), &places, true)? else { return Ok(None) };
-        let exact: BTreeMap<usize, Tensor<f64>> =
-            predicted.into_iter().filter(|p| p.step == step).map(|p| (p.op, p.exact)).collect();
-        Ok(Some(Scene {
+        let Some(mut predicted) = trial.predict(&Edit::new(""), &places, true)? else { return Ok(None) };
+        let Some(own) = predicted.iter().position(|p| (p.op, p.step) == (op, step)) else { return Ok(None) };
+        let own = predicted.swap_remove(own);
+        let mut known: Known = predicted.into_iter().map(|p| ((p.op, p.step), p.exact)).collect();
+        known.insert((op, step), own.exact.clone());
+        let scene = Scene {
             model: evidence.model,
             op,
             step,
-            ops: exact.keys().copied().collect(),
+            ops: known.keys().filter(|place| place.1 == step).map(|place| place.0).collect(),
             taps: finding.taps.iter().map(|t| firstdiff_trace::tap::split(t).1.to_string()).collect(),
             layers: finding.layers.clone(),
             wrong_steps: finding.steps.clone(),
             engine,
             evidence,
             weights: &trial.weights,
-            exact,
-        }))
+            known,
+        };
+        Ok(Some((scene, own)))
     }
 
     /// The program.
@@ -97,12 +102,12 @@ impl<'a> Scene<'a> {
 
     /// The value that operations read: the engine's where recorded, else the exact one of the segment.
     pub fn value(&self, op: usize) -> Option<Tensor<f64>> {
-        self.recorded(op, self.step).or_else(|| self.exact.get(&op).cloned())
+        self.recorded(op, self.step).or_else(|| self.exact(op).cloned())
     }
 
     /// The exact value of an operation of the segment.
     pub fn exact(&self, op: usize) -> Option<&Tensor<f64>> {
-        self.exact.get(&op)
+        self.known.get(&(op, self.step))
     }
 
     /// What the engine recorded, in any step.
@@ -113,6 +118,11 @@ impl<'a> Scene<'a> {
     /// A weight, whole; `None` where the model lacks it.
     pub fn weight(&self, name: &str) -> Option<Arc<Vec<f32>>> {
         self.weights.whole(name).ok()
+    }
+
+    /// Chosen rows of a weight, one after another.
+    pub fn weight_rows(&self, name: &str, rows: impl Iterator<Item = usize>) -> Option<Vec<f32>> {
+        self.weights.rows(name, rows).ok()
     }
 
     /// The format in which the file stores a weight, by name.
@@ -135,11 +145,11 @@ impl<'a> Scene<'a> {
     /// The exact value of the wrong operation under an edit (of anything but weights): for fits that need
     /// what lies between the parameter and the recorded value.
     pub fn under(&self, edit: &Edit) -> Option<Tensor<f64>> {
-        self.under_at(edit, self.op)
+        self.under_at(edit, self.op, self.step)
     }
 
-    /// The same of another operation of this step.
-    pub fn under_at(&self, edit: &Edit, op: usize) -> Option<Tensor<f64>> {
+    /// The same of another operation, in any step.
+    pub fn under_at(&self, edit: &Edit, op: usize, step: usize) -> Option<Tensor<f64>> {
         let original = self.program();
         let edited = edit.program.as_ref().map(|change| {
             let mut program = original.clone();
@@ -149,8 +159,15 @@ impl<'a> Scene<'a> {
         let program = edited.as_ref().unwrap_or(original);
         let executor =
             Executor { program, weights: self.weights, arithmetic: None, lanes: 0, progress: None };
-        let applied = Applied { edit, weights: self.weights, evidence: self.evidence };
-        let places = BTreeSet::from([(op, self.step)]);
+        let known = &self.known;
+        let applied = Applied {
+            edit,
+            weights: self.weights,
+            evidence: self.evidence,
+            known,
+            reweighted: BTreeSet::new(),
+        };
+        let places = BTreeSet::from([(op, step)]);
         let predicted =
             executor.segment(&self.evidence.steps, &places, self.evidence, &applied, false).ok()?;
         predicted.into_iter().next().map(|p| p.exact)
@@ -175,11 +192,10 @@ impl<'a> Scene<'a> {
         let places: BTreeSet<(usize, usize)> = ops.map(|(i, _)| (i, 0)).collect();
         let steps = [StepInput::new(tokens, first)];
         let predicted = executor.segment(&steps, &places, &Nowhere, &Unedited, false).ok()?;
-        let rounded =
-            |p: firstdiff_reference::Predicted<f64>| match p.noise.and_then(|n| n.lanes.into_iter().next()) {
-                Some(value) => (p.op, value),
-                None => (p.op, p.exact),
-            };
+        let rounded = |p: Predicted<f64>| match p.noise.and_then(|n| n.lanes.into_iter().next()) {
+            Some(value) => (p.op, value),
+            None => (p.op, p.exact),
+        };
         Some(predicted.into_iter().map(rounded).collect())
     }
 

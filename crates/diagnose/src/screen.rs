@@ -2,12 +2,16 @@
 
 use firstdiff_compare::MAX_RATIO;
 use firstdiff_model::OpKind;
+use firstdiff_reference::Predicted;
 
 use crate::Error;
 use crate::edit::Edit;
-use crate::rank::FAR;
+use crate::rank::{FAR, LARGEST};
 use crate::scene::Scene;
-use crate::trial::{INSIDE, Places, Trial};
+use crate::trial::{INSIDE, Trial};
+
+/// Edits estimated side by side at most.
+const MOST: usize = 16;
 
 /// What the model itself leaves at the first place of a finding.
 pub(crate) struct Screen<'a> {
@@ -24,22 +28,18 @@ pub(crate) struct Screen<'a> {
 }
 
 impl<'a> Screen<'a> {
-    pub fn new(trial: &'a Trial<'a>, scene: &'a Scene<'a>) -> Result<Screen<'a>, Error> {
-        let places = Places::from([(scene.op, scene.step)]);
-        let unedited = trial.residual(&Edit::new(""), &places, f64::INFINITY)?;
-        let mut screen = Screen { trial, scene, unedited, error: None, ratio: 0.0, size: 0.0 };
-        let predicted = trial.predict(&Edit::new(""), &places, false)?;
-        let Some(predicted) = predicted.and_then(|p| p.into_iter().next()) else { return Ok(screen) };
-        let (Some(error), Some(noise)) = (screen.squared_error(predicted.exact.data()), &predicted.noise)
-        else {
-            return Ok(screen);
-        };
+    /// `own` is the model's value at that place.
+    pub fn new(trial: &'a Trial<'a>, scene: &'a Scene<'a>, own: Predicted<f64>) -> Result<Screen<'a>, Error> {
+        let mut screen = Screen { trial, scene, unedited: MAX_RATIO, error: None, ratio: 0.0, size: 0.0 };
+        let error = screen.squared_error(own.exact.data());
+        let variance: Option<f64> = own.noise.as_ref().map(|n| n.variance.iter().sum());
+        screen.size = squared(own.exact.data());
+        screen.unedited = trial.left(own)?;
+        let (Some(error), Some(variance)) = (error, variance) else { return Ok(screen) };
         // Engines mask scores with large numbers, which count as right and would drown the rest.
         if matches!(trial.evidence.model.program.ops[scene.op].kind, OpKind::AttnScores(_)) {
             return Ok(screen);
         }
-        let variance: f64 = noise.variance.iter().sum();
-        screen.size = squared(predicted.exact.data());
         if variance > 0.0 && error > 0.0 {
             screen.ratio = (error / variance).sqrt();
             screen.error = Some(error);
@@ -47,11 +47,20 @@ impl<'a> Screen<'a> {
         Ok(screen)
     }
 
+    /// How many edits are estimated side by side: what they change is held in memory once for each.
+    pub fn together(&self) -> usize {
+        let ops = self.scene.ops.iter().map(|&op| &self.scene.program().ops[op]);
+        let weights = ops.flat_map(|op| op.kind.weights()).map(|(_, shape)| shape.iter().product());
+        let weight: usize = weights.filter(|&elements| elements <= LARGEST).max().unwrap_or(0);
+        let values: usize = self.scene.known.values().map(|value| value.len()).sum();
+        (LARGEST / (weight + 2 * values).max(1)).clamp(1, MOST)
+    }
+
     /// The residual of an edit that leaves more error than the model itself, or far more than rounding;
     /// `None` where only measuring tells.
     pub fn estimate(&self, edit: &Edit) -> Result<Option<f64>, Error> {
         let Some(error) = self.error else { return Ok(None) };
-        let Some(exact) = self.trial.exact(edit, (self.scene.op, self.scene.step))? else {
+        let Some(exact) = self.trial.exact(edit, (self.scene.op, self.scene.step), &self.scene.known)? else {
             return Ok(Some(MAX_RATIO));
         };
         let Some(left) = self.squared_error(exact.data()) else { return Ok(Some(MAX_RATIO)) };

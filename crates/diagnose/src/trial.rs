@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
 use firstdiff_model::Program;
-use firstdiff_reference::{Arithmetic, Executor, Predicted, Recorded as _, Site, Weights};
-use firstdiff_tensor::Tensor;
+use firstdiff_reference::{Arithmetic, Executor, MatmulInputs, Predicted, Recorded as _, Site, Weights};
+use firstdiff_tensor::{Float, Tensor};
 
 use crate::Error;
-use crate::edit::{Applied, Edit, Weight};
+use crate::edit::{Applied, Edit, Known, Weight};
 use crate::rank::FAR;
 
 /// Places: an operation and a step each.
@@ -33,13 +33,18 @@ impl<'a> Trial<'a> {
         places: &Places,
         inner: bool,
     ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
-        self.execute(edit, places, inner, Some(&self.evidence.arithmetic))
+        self.execute(edit, places, inner, Some(&self.evidence.arithmetic), &Known::new())
     }
 
     /// The exact value that `edit` predicts at one place: a fraction of the work of predicting what rounding
-    /// does to it as well.
-    pub fn exact(&self, edit: &Edit, place: (usize, usize)) -> Result<Option<Tensor<f64>>, Error> {
-        let predicted = self.execute(edit, &Places::from([place]), false, None)?;
+    /// does to it as well. What is known of the model as it is, is not executed again.
+    pub fn exact(
+        &self,
+        edit: &Edit,
+        place: (usize, usize),
+        known: &Known,
+    ) -> Result<Option<Tensor<f64>>, Error> {
+        let predicted = self.execute(edit, &Places::from([place]), false, None, known)?;
         Ok(predicted.and_then(|p| p.into_iter().next()).map(|p| p.exact))
     }
 
@@ -49,7 +54,10 @@ impl<'a> Trial<'a> {
         places: &Places,
         inner: bool,
         arithmetic: Option<&Arithmetic>,
+        known: &Known,
     ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        let rough = arithmetic.filter(|_| edit.rough).map(rough);
+        let arithmetic = rough.as_ref().or(arithmetic);
         let original = &self.evidence.model.program;
         let edited = edit.program.as_ref().map(|change| {
             let mut program: Program = original.clone();
@@ -73,7 +81,7 @@ impl<'a> Trial<'a> {
             return Ok(None);
         }
         let ops: BTreeSet<usize> = needed.iter().map(|p| p.0).collect();
-        let mut replaced = HashMap::new();
+        let (mut replaced, mut reweighted) = (HashMap::new(), BTreeSet::new());
         for &op in &ops {
             for (name, shape) in program.ops[op].kind.weights() {
                 if self.weights.shape(name) != Some(shape.as_slice()) {
@@ -85,13 +93,14 @@ impl<'a> Trial<'a> {
                 }
                 let weight = Weight { name, shape: &shape, weights: &self.weights };
                 if let Some(values) = edit.replaced(&weight) {
+                    reweighted.insert(op);
                     replaced.insert(name.to_string(), Arc::new(values));
                 }
             }
         }
         let weights = self.weights.edited(replaced);
         let executor = Executor { weights: &weights, ..executor };
-        let applied = Applied { edit, weights: &self.weights, evidence: self.evidence };
+        let applied = Applied { edit, weights: &self.weights, evidence: self.evidence, known, reweighted };
         let steps = &self.evidence.steps;
         let mut predicted = executor.segment(steps, places, self.evidence, &applied, inner)?;
         for p in predicted.iter_mut().filter(|p| places.contains(&(p.op, p.step))) {
@@ -115,14 +124,30 @@ impl<'a> Trial<'a> {
                 return Ok(MAX_RATIO);
             };
             for value in predicted {
-                let measured = self.evidence.measure(value)?;
-                worst = worst.max(measured.as_ref().map_or(MAX_RATIO, residual));
+                worst = worst.max(self.left(value)?);
             }
             if worst > enough {
                 break;
             }
         }
         Ok(worst)
+    }
+
+    /// The error that a prediction leaves, in noise floors.
+    pub fn left(&self, predicted: Predicted<f64>) -> Result<f64, Error> {
+        let measured = self.evidence.measure(predicted)?;
+        Ok(measured.as_ref().map_or(MAX_RATIO, residual))
+    }
+}
+
+/// An arithmetic in which matrices have the rounding errors of stored values.
+fn rough(arithmetic: &Arithmetic) -> Arithmetic {
+    match arithmetic.store {
+        store @ (Float::BF16 | Float::F16) => {
+            Arithmetic { matmul_inputs: MatmulInputs::Short(store), ..arithmetic.clone() }
+        }
+        // Fits in f64 are as good as sums of f32.
+        _ => arithmetic.clone(),
     }
 }
 

@@ -76,7 +76,7 @@ pub fn extents(axes: &[Axis], tokens: usize, keys: usize) -> Vec<usize> {
 }
 
 /// One operation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Op {
     /// The tap name of the output.
     pub tap: String,

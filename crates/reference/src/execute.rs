@@ -18,6 +18,7 @@ mod choice;
 mod compressed;
 mod exact;
 mod noise;
+mod products;
 mod segment;
 mod shared;
 
@@ -217,6 +218,11 @@ impl<T: Real> Inputs<'_, T> {
         let (edits, site) = self.edits.as_ref()?;
         edits.output(site, &self.tensors(lane), value)
     }
+
+    /// Of how many numbers each element of an edited output is the sum.
+    fn terms(&self) -> usize {
+        self.edits.as_ref().map_or(1, |(edits, _)| edits.terms())
+    }
 }
 
 impl Executor<'_> {
@@ -392,7 +398,7 @@ impl Executor<'_> {
             let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));
             let lanes: Vec<_> = lanes.into_iter().map(Arc::new).collect();
             let noise = match self.arithmetic {
-                Some(a) if recorded => Some(noise::of_cache(a, &exact, &lanes)),
+                Some(a) if recorded => Some(noise::of_cache(a, &exact, &lanes, None)),
                 _ => None,
             };
             let computed = Computed { op: index, step: s, exact: &exact, noise, choice: None };

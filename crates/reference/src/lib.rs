@@ -18,6 +18,8 @@ mod random;
 mod session;
 mod weights;
 
+pub use firstdiff_checkpoint::Misreading;
+
 pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
 pub use error::Error;
 pub use execute::{

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use firstdiff_checkpoint::{Checkpoint, Storage, TensorInfo};
+use firstdiff_checkpoint::{Checkpoint, Misreading, Storage, TensorInfo};
 use firstdiff_model::Program;
 use firstdiff_model::ops::Slice;
 use firstdiff_tensor::{Float, Real};
@@ -90,6 +90,19 @@ impl<'m> Weights<'m> {
         Ok(self.checkpoint.read_edited(self.info(name)?, edit)?)
     }
 
+    /// A whole weight as an engine has it that reads its parts wrongly (see [`Checkpoint::misread`]), as operations use
+    /// it.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it or it cannot be read.
+    pub fn misread(&self, name: &str, how: Misreading) -> Result<Option<Vec<f32>>, Error> {
+        let mut values = self.checkpoint.misread(self.info(name)?, how)?;
+        if let Some(values) = &mut values {
+            self.round(name, values);
+        }
+        Ok(values)
+    }
+
     /// The name of the format in which the file stores a weight.
     pub fn format(&self, name: &str) -> Option<&'static str> {
         self.checkpoint.tensor(name).map(|t| t.storage.name())
@@ -127,11 +140,10 @@ impl<'m> Weights<'m> {
     }
 
     /// Chosen rows of a matrix, one after another.
-    pub(crate) fn rows<T: Real>(
-        &self,
-        name: &str,
-        rows: impl Iterator<Item = usize>,
-    ) -> Result<Vec<T>, Error> {
+    ///
+    /// # Errors
+    /// When the checkpoint lacks it or a row cannot be read.
+    pub fn rows<T: Real>(&self, name: &str, rows: impl Iterator<Item = usize>) -> Result<Vec<T>, Error> {
         let info = self.info(name)?;
         let width = info.shape.iter().skip(1).product();
         let mut buffer = vec![0f32; width];
@@ -280,7 +292,10 @@ impl<'m> Weights<'m> {
             Ok::<(), Error>(())
         })?;
         let values = Arc::new(values);
-        lock().insert(info.name.clone(), values.clone());
+        if lock().insert(info.name.clone(), values.clone()).is_some() {
+            // Another thread did the same meanwhile.
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
         Ok(Some(values))
     }
 

@@ -21,6 +21,8 @@ const INTEGERS: &[(&str, &str)] = &[
     ("expert_count", "num_experts"),
     ("expert_used_count", "num_experts_per_tok"),
     ("expert_feed_forward_length", "moe_intermediate_size"),
+    ("expert_group_count", "n_group"),
+    ("expert_group_used_count", "topk_group"),
 ];
 
 /// Floats that only change their name.

@@ -15,7 +15,10 @@ pub(super) fn read(
 ) -> Result<Option<Vec<f32>>, Unreadable> {
     let four_bits = storage != Storage::ScaledFp8;
     let fits = match how {
-        Misreading::HighNibbleFirst | Misreading::SplitHalves | Misreading::TwosComplement => four_bits,
+        Misreading::HighNibbleFirst
+        | Misreading::SplitHalves
+        | Misreading::TwosComplement
+        | Misreading::SignExtended => four_bits,
         Misreading::FactorInverted | Misreading::FactorMissing | Misreading::FirstFactor => {
             scales.global.is_some()
         }
@@ -38,6 +41,8 @@ pub(super) fn read(
         }));
         if how == Misreading::SplitHalves {
             split_halves(&mut packed, storage.block_bytes());
+        } else if how == Misreading::SignExtended {
+            packed.chunks_mut(4).for_each(sign_extended);
         }
         let (matrix, within) = (row / scales.rows.max(1), row % scales.rows.max(1));
         let along = grid.along(width);
@@ -108,6 +113,16 @@ fn split_halves(packed: &mut [u8], block: usize) {
     }
 }
 
+/// What a word's bytes become when each was extended with its sign before they were put together.
+fn sign_extended(word: &mut [u8]) {
+    let mut sign = 0;
+    for byte in word {
+        let above = if *byte < 0x80 { sign } else { 0xff };
+        *byte |= sign;
+        sign = above;
+    }
+}
+
 /// Codes as whole numbers from -8 to 7.
 fn signed(packed: &[u8], line: &[f32], along: usize, out: &mut [f32]) {
     for (i, out) in out.iter_mut().enumerate() {
@@ -152,6 +167,17 @@ impl Grid<'_> {
                 let tiles = along.div_ceil(4);
                 let tile = row / 128 * tiles + column / 4;
                 start + tile * 512 + row % 32 * 16 + row / 32 % 4 * 4 + column % 4
+            }
+            // The inverse: element `at` of the tiles. Tiles are whole, with zeros where there are no scales.
+            Misreading::ScalesFlat => {
+                let (at, tiles) = (row * along + column, along.div_ceil(4));
+                let (tile, within) = (at / 512, at % 512);
+                let row = tile / tiles * 128 + within / 16 + within % 16 / 4 * 32;
+                let column = tile % tiles * 4 + within % 4;
+                if row >= down || column >= along {
+                    return Some(0.0);
+                }
+                start + row * along + column
             }
             // Each row of scales is as long as stored, and its first ones are used.
             Misreading::Block(wanted) if self.scales.block.0 > 1 => {

@@ -127,10 +127,14 @@ pub enum Misreading {
     SplitHalves,
     /// 4-bit codes are taken for whole numbers in two's complement.
     TwosComplement,
+    /// Bytes are signed when four of them are put together into a word: those after a negative one are all ones.
+    SignExtended,
     /// The table of scales is read transposed.
     ScalesTransposed,
     /// Scales that are stored row by row are read in the tiled order of tensor cores.
     ScalesSwizzled,
+    /// Scales that were brought into that order are read row by row.
+    ScalesFlat,
     /// Codes are used without scales.
     ScaleMissing,
     /// Scales are applied twice.

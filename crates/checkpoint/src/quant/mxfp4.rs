@@ -2,17 +2,11 @@
 //!
 //! The bytes may lie in a container of signed ones: they are masked as what they are, so no sign is extended.
 
-use super::small::E2M1_PAIRS;
+use super::small::scaled_pairs;
 
 /// One row. `line` holds its scales.
 pub(super) fn dequantise(packed: &[u8], line: &[f32], out: &mut [f32]) {
-    let blocks = packed.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<32>().0);
-    for ((packed, out), &scale) in blocks.zip(line) {
-        for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
-            let [low, high] = E2M1_PAIRS[usize::from(byte)];
-            *pair = [low * scale, high * scale];
-        }
-    }
+    scaled_pairs::<16, 32>(packed, line, out);
 }
 
 #[cfg(test)]

@@ -2,17 +2,11 @@
 //! whole matrix. `value · (scale · factor)`, in binary32 in this order, or `value · (scale / factor)`: see
 //! [`super::Global`].
 
-use super::small::E2M1_PAIRS;
+use super::small::scaled_pairs;
 
 /// One row. `line` holds its scales, the factor included.
 pub(super) fn dequantise(packed: &[u8], line: &[f32], out: &mut [f32]) {
-    let blocks = packed.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<16>().0);
-    for ((packed, out), &scale) in blocks.zip(line) {
-        for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
-            let [low, high] = E2M1_PAIRS[usize::from(byte)];
-            *pair = [low * scale, high * scale];
-        }
-    }
+    scaled_pairs::<8, 16>(packed, line, out);
 }
 
 #[cfg(test)]

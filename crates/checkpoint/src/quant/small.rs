@@ -5,7 +5,7 @@ pub(crate) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// E2M1 of both nibbles of a byte, the lower one first.
-pub(crate) static E2M1_PAIRS: [[f32; 2]; 256] = {
+static E2M1_PAIRS: [[f32; 2]; 256] = {
     let mut pairs = [[0.0; 2]; 256];
     let mut byte = 0;
     while byte < 256 {
@@ -14,6 +14,21 @@ pub(crate) static E2M1_PAIRS: [[f32; 2]; 256] = {
     }
     pairs
 };
+
+/// One row of E2M1, two elements a byte, times a scale for each `N` elements, which are `BYTES` bytes.
+pub(super) fn scaled_pairs<const BYTES: usize, const N: usize>(
+    packed: &[u8],
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    let blocks = packed.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0);
+    for ((packed, out), &scale) in blocks.zip(scales) {
+        for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
+            let [low, high] = E2M1_PAIRS[usize::from(byte)];
+            *pair = [low * scale, high * scale];
+        }
+    }
+}
 
 /// Every value of E4M3.
 pub(crate) static E4M3: [f32; 256] = {

@@ -1,6 +1,6 @@
 //! One pass over a value: the sums that everything else is computed from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use firstdiff_model::Axis;
 use firstdiff_reference::{Noise, Repeats};
@@ -208,7 +208,8 @@ impl<'a> Value<'a> {
         // What the same sum is for an engine that rounds once, and for one that rounds inner values too.
         let (mut once, mut within) = (0.0, 0.0);
         let store = self.noise.store;
-        let mut clusters: HashMap<(usize, u64), f64> = HashMap::new();
+        let most = if place.is_none() { self.recorded.len() } else { 0 };
+        let mut deviations: Vec<((usize, u64), f64)> = Vec::with_capacity(most);
         for row in (0..self.rows).filter(|&r| self.fresh[r]) {
             let columns = match place {
                 Some((axis, index)) if axis == last => index..index + 1,
@@ -228,14 +229,16 @@ impl<'a> Value<'a> {
                 if let Some(nearest) = self.noise.lanes.first() {
                     within += (store.round(nearest.data()[i]) - y) * g;
                 }
-                *clusters.entry(key(x, row, c)).or_default() += g.abs() * v.sqrt();
+                deviations.push((key(x, row, c), g.abs() * v.sqrt()));
                 for (sum, lane) in together.iter_mut().zip(&self.noise.lanes) {
                     *sum += (lane.data()[i] - y) * g;
                 }
             }
         }
-        let mut own: Vec<f64> = clusters.into_values().map(|s| s * s).collect();
-        // A fixed order: hash maps have none, and sums depend on it.
+        // Sorted, which takes less time and memory than a map of millions; and completely: sums depend on the order.
+        deviations.par_sort_unstable_by_key(|(key, deviation)| (*key, deviation.to_bits()));
+        let clusters = deviations.chunk_by(|a, b| a.0 == b.0);
+        let mut own: Vec<f64> = clusters.map(|c| c.iter().map(|d| d.1).sum::<f64>().powi(2)).collect();
         own.sort_by(f64::total_cmp);
         let rounding = once * once + within * within;
         let variance = own.iter().sum::<f64>() + shared + mean_square(&together) + rounding;

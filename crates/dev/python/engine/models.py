@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from . import config as configs
 from .arithmetic import ARITHMETICS
 from .frequencies import frequencies, plain
+from .scaled import Scaled
 from .weights import Folder, Gguf
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -55,9 +56,26 @@ EXTRA = {
     "llama-small-embedding": ("llama", {}, _small_embedding),
     "llama-massive": ("llama", {}, _massive_channel),
     # Hidden size 80: its root is no number of bf16.
-    "gemma3-80": ("gemma3", {"hidden_size": 80}, None),
+    "gemma3-80": ("gemma3", {"hidden_size": 80, "num_hidden_layers": 2}, None),
+    "gemma3-caps-2-layers": ("gemma3-caps", {"num_hidden_layers": 2}, None),
+    "qwen3_moe-2-layers": ("qwen3_moe", {"num_hidden_layers": 2}, None),
+    "qwen3_moe-window-2-layers": ("qwen3_moe-window", {"num_hidden_layers": 2}, None),
     "llama-bf16-subnormal": ("llama-bf16", {}, _subnormal_values),
+    # Sizes that are whole blocks, and tables of scales that are whole tiles.
+    "qwen3-blocks": ("qwen3", {"num_hidden_layers": 2, "intermediate_size": 128}, None),
+    "qwen3_moe-blocks": ("qwen3_moe", {"num_hidden_layers": 2, "moe_intermediate_size": 64, "num_experts": 4}, None),
 }
+# Models in formats whose scales are tensors of their own: (unquantised model, function and settings in tests/quantised.py)
+SCALED = {
+    "qwen3-fp8": ("qwen3-blocks", "as_fp8", "FP8"),
+    "qwen3-mxfp4": ("qwen3-blocks", "as_deepseek_fp4", "FP8"),
+    "qwen3-nvfp4": ("qwen3-blocks", "as_compressed_nvfp4", "COMPRESSED_NVFP4"),
+    "qwen3-nvfp4-modelopt": ("qwen3-blocks", "as_modelopt_nvfp4", "MODELOPT_NVFP4"),
+    "qwen3_moe-fp8": ("qwen3_moe-blocks", "as_fp8", "FP8"),
+    "qwen3_moe-mxfp4": ("qwen3_moe-blocks", "as_deepseek_fp4", "FP8"),
+    "qwen3_moe-nvfp4": ("qwen3_moe-blocks", "as_modelopt_nvfp4", "MODELOPT_NVFP4"),
+}
+FP8_BLOCK = (16, 16)
 # A window, a length-dependent scaling, or an amplitude on cosine and sine has no place in these GGUF files.
 FLOAT_ONLY = ("window", "layer-types", "yarn", "dynamic", "linear", "gelu")
 
@@ -69,6 +87,10 @@ def has_gguf(name):
 @lru_cache(maxsize=None)
 def tiny_folder(name, wide=False):
     """The folder with config.json and safetensors."""
+    return _scaled_folder(name) if name in SCALED else _plain_folder(name, wide)
+
+
+def _plain_folder(name, wide=False):
     base, settings, change = EXTRA.get(name, (name, {}, None))
     if wide:
         settings = {**settings, "intermediate_size": 96}
@@ -99,6 +121,26 @@ def tiny_folder(name, wide=False):
     return folder
 
 
+def _scaled_folder(name):
+    folder, (base, how, settings) = CACHE / name, SCALED[name]
+    scripts = b"".join((ROOT / "tests" / script).read_bytes() for script in ("tiny.py", "quantised.py"))
+    wanted = json.dumps([SCALED[name], EXTRA[base][:2], FP8_BLOCK]) + hashlib.sha256(scripts).hexdigest()
+    complete = folder / "complete"
+    if not complete.exists() or complete.read_text() != wanted:
+        import quantised
+
+        shutil.rmtree(folder, ignore_errors=True)
+        function, settings = getattr(quantised, how), dict(getattr(quantised, settings))
+        if "weight_block_size" in settings:
+            settings["weight_block_size"] = list(FP8_BLOCK)
+        function = function(FP8_BLOCK) if how == "as_fp8" else function
+        made, _ = quantised.quantise(_plain_folder(base), CACHE / f"{name}.tmp", function, settings)
+        made.rename(folder)
+        shutil.rmtree(CACHE / f"{name}.tmp")
+        complete.write_text(wanted)
+    return folder
+
+
 @lru_cache(maxsize=None)
 def load(name, arithmetic):
     """(config, weights, what `firstdiff --model` takes) of a tiny model in an arithmetic."""
@@ -106,7 +148,7 @@ def load(name, arithmetic):
     folder = tiny_folder(name, wide=kind is not None)
     config = configs.read(folder)
     if kind is None:
-        return config, Folder(folder), folder
+        return config, Scaled(folder, FP8_BLOCK) if name in SCALED else Folder(folder), folder
     file = folder / f"{kind.name}.gguf"
     if not file.exists():
         _write_gguf(folder, config, kind, file)

@@ -48,10 +48,11 @@ fn folded(scene: &Scene, taps: &'static [&str], norm: &'static str) -> Option<Ed
     }
     let detail = format!("channels of {} are scaled, and {norm} is divided by these scales", taps.join(", "));
     let channels = factors.values().next()?.len();
-    Some(Edit::new(detail).fitted(channels).weight(move |w| {
+    Some(Edit::new(detail).fitted(channels).rough().weight(move |w| {
         let factors = factors.get(w.name)?;
         let scaled = |(i, w): (usize, &f32)| (f64::from(*w) * factors[i % channels]) as f32;
-        Some(w.loaded(w.values()?.iter().enumerate().map(scaled).collect()))
+        // Not rounded as weights are: the factors are not exactly the engine's.
+        Some(w.values()?.iter().enumerate().map(scaled).collect())
     }))
 }
 

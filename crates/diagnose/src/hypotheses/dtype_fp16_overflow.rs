@@ -44,7 +44,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 for (i, x) in out.data_mut().iter_mut().enumerate().filter(|(_, x)| x.abs() < LIMIT) {
                     // Where rounding before decides to which side a number goes, the engine may go to either.
                     let own = engine.as_ref().map(|e| e.data()[i]).filter(|e| Float::F16.round(*e) == *e);
-                    let tie = own.filter(|e| (e - *x).abs() <= 0.51 * Float::F16.ulp(*x));
+                    let tie = own.filter(|e| (e - *x).abs() <= Float::F16.ulp(*x));
                     *x = tie.unwrap_or_else(|| Float::F16.round(*x));
                 }
                 Some(out)

@@ -97,7 +97,7 @@ const MOST: usize = 640;
 pub(super) fn summed(scene: &Scene) -> Option<Vec<bool>> {
     let op = &scene.program().ops[scene.op];
     let OpKind::Linear(linear) = &op.kind else { return None };
-    let (x, w) = (scene.value(op.inputs.first()?.0)?, scene.weight(&linear.weight)?);
+    let x = scene.value(op.inputs.first()?.0)?;
     let bias = linear.bias.as_deref().and_then(|b| scene.weight(b));
     let (width, outputs) = (linear.input, linear.output);
     let blocks = width / BLOCK;
@@ -109,13 +109,15 @@ pub(super) fn summed(scene: &Scene) -> Option<Vec<bool>> {
     }
     let rows = scene.engine.rows().min(8);
     let used = outputs.min((6 * blocks).div_ceil(rows).max(16));
+    // Of a vocabulary's thousands of rows few are read.
+    let chosen = || (0..used).map(|o| o * outputs / used);
+    let w = scene.weight_rows(&linear.weight, chosen())?;
     let (mut matrix, mut right) = (vec![0.0; blocks * blocks], vec![0.0; blocks]);
     for t in 0..rows {
         // Later rows too: only they may be wrong.
         let t = t * scene.engine.rows() / rows;
         let (x, y) = (&x.data()[t * width..][..width], scene.engine.row(t));
-        for o in (0..used).map(|o| o * outputs / used) {
-            let w = &w[o * width..][..width];
+        for (o, w) in chosen().zip(w.chunks(width)) {
             let terms: Vec<f64> = x
                 .chunks(BLOCK)
                 .zip(w.chunks(BLOCK))
@@ -190,7 +192,7 @@ pub(super) fn unrelated(scene: &Scene) -> Option<Edit> {
     }
     let detail = format!("the weight of {tap} has nothing to do with the file's: what it was created with");
     let parameters = found.values().map(Vec::len).max()?;
-    Some(Edit::new(detail).fitted(parameters).weight(move |w| found.get(w.name).cloned()))
+    Some(Edit::new(detail).fitted(parameters).rough().weight(move |w| found.get(w.name).cloned()))
 }
 
 fn matrix(scene: &Scene, op: usize, linear: &firstdiff_model::ops::Linear) -> Option<Vec<f32>> {

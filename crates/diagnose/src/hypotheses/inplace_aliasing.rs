@@ -64,7 +64,8 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     edits
 }
 
-fn activated(activation: Activation, x: f64) -> Option<f64> {
+/// An activation's value, for those that models have.
+pub(super) fn activated(activation: Activation, x: f64) -> Option<f64> {
     match activation {
         Activation::Silu => Some(x / (1.0 + (-x).exp())),
         Activation::GeluTanh => {

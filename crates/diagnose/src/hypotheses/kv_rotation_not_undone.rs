@@ -16,7 +16,7 @@
 //!
 //! Turn attention's output back, or fold the inverse into the output projection.
 
-use firstdiff_model::OpKind;
+use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::Tensor;
 
 use super::stored::caches;
@@ -24,14 +24,18 @@ use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let mut edits = Vec::new();
+    let cache = scene.find(|k| matches!(k, OpKind::Cache(_)));
+    let dim = if let Some((_, Op { kind: OpKind::Cache(cache), .. })) = cache { cache.dim } else { 1 };
     for (which, set) in caches(scene) {
-        edits.push(Edit::new(format!("{which} are turned by a Hadamard matrix")).output(move |at, _, value| {
+        let edit = Edit::new(format!("{which} are turned by a Hadamard matrix")).sums(dim);
+        edits.push(edit.output(move |at, _, value| {
             let OpKind::Cache(cache) = &at.op().kind else { return None };
             set(at.tap()).then(|| turned(value, cache.dim)).flatten()
         }));
     }
-    if scene.find(|k| matches!(k, OpKind::AttnHeads(_))).is_some() {
-        edits.push(Edit::new("attention's output is turned by a Hadamard matrix").output(|at, _, value| {
+    if let Some((_, Op { kind: OpKind::AttnHeads(heads), .. })) = scene.find(|k| matches!(k, OpKind::AttnHeads(_))) {
+        let edit = Edit::new("attention's output is turned by a Hadamard matrix").sums(heads.dim);
+        edits.push(edit.output(|at, _, value| {
             let OpKind::AttnHeads(heads) = &at.op().kind else { return None };
             turned(value, heads.dim)
         }));

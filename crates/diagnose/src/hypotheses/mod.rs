@@ -6,6 +6,7 @@
 mod fits;
 mod masks;
 mod quant;
+mod scaled;
 mod stored;
 mod tools;
 
@@ -111,6 +112,7 @@ hypotheses! {
     graph_padding_writes_live_slot => "graph-padding-writes-live-slot",
     kv_prefix_hash_collision => "kv-prefix-hash-collision",
     kv_prefix_cache_stale_hit => "kv-prefix-cache-stale-hit",
+    kv_shared_layer_overwrites => "kv-shared-layer-overwrites",
     kv_write_out_of_bounds => "kv-write-out-of-bounds",
     race_cross_block_visibility => "race-cross-block-visibility",
     norm_eps_wrong => "norm-eps-wrong",
@@ -161,9 +163,13 @@ hypotheses! {
     moe_hash_ignored => "moe-hash-ignored",
     moe_score_func_wrong => "moe-score-func-wrong",
     output_groups_interleaved => "output-groups-interleaved",
-    swiglu_clamp_wrong => "swiglu-clamp-wrong",
+    mlp_swiglu_clamp_missing => "mlp-swiglu-clamp-missing",
+    mlp_swiglu_clamp_asymmetry => "mlp-swiglu-clamp-asymmetry",
     entries_not_attended => "entries-not-attended",
     quant_row_scale_as_scalar => "quant-row-scale-as-scalar",
+    quant_global_scale_reciprocal => "quant-global-scale-reciprocal",
+    quant_scale_swizzled => "quant-scale-swizzled",
+    quant_block_size_wrong => "quant-block-size-wrong",
     weights_not_loaded => "weights-not-loaded",
     weight_fused_qkv_layout => "weight-fused-qkv-layout",
     tp_fused_qkv_order => "tp-fused-qkv-order",
@@ -201,6 +207,7 @@ hypotheses! {
     kernel_partial_vector_load => "kernel-partial-vector-load",
     dtype_fp16_overflow => "dtype-fp16-overflow",
     matmul_fp16_accumulate => "matmul-fp16-accumulate",
+    capture_row_mismatch => "capture-row-mismatch",
     uninit_output_padding => "uninit-output-padding",
     uninit_kv_nan_masked => "uninit-kv-nan-masked",
 }

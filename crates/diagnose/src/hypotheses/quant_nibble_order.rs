@@ -16,8 +16,11 @@
 //!
 //! Decode one block with 32 different codes in a test.
 
+use firstdiff_reference::Misreading;
+
 use super::fits::of_matrices;
 use super::quant::Blocks;
+use super::scaled;
 use crate::{Edit, Scene};
 
 /// The code that stands for element `i`, of bytes whose two codes are `run` apart.
@@ -25,7 +28,14 @@ type Order = fn(usize, usize) -> usize;
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none_or(|b| b.nibbles.is_none()) {
-        return vec![];
+        let mut edits = Vec::new();
+        for (what, how) in [
+            ("the high code of each byte comes first", Misreading::HighNibbleFirst),
+            ("a byte's two codes are taken from the two halves of a block", Misreading::SplitHalves),
+        ] {
+            edits.extend(scaled::edits(scene, scaled::FOUR_BITS, what, how));
+        }
+        return edits;
     }
     let orders: [(&str, Order); 3] = [
         ("a byte's two codes are taken as neighbours", |i, run| i / 2 + i % 2 * run),

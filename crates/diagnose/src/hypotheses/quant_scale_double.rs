@@ -15,8 +15,11 @@
 //!
 //! Decide in one place whether a scale contains the format's largest code.
 
+use firstdiff_reference::Misreading;
+
 use super::fits::of_matrices;
 use super::quant::Blocks;
+use super::scaled;
 use crate::{Edit, Scene};
 
 /// The largest codes of the formats that engines have.
@@ -24,7 +27,7 @@ const CODES: [f32; 7] = [127.0, 448.0, 128.0, 7.0, 8.0, 15.0, 240.0];
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none() {
-        return vec![];
+        return scaled::edits(scene, scaled::ALL, "scales are applied twice", Misreading::ScaleTwice);
     }
     let mut edits = of_matrices(scene, "scales are applied twice", move |w| {
         let blocks = Blocks::of_weight(w)?;

@@ -15,13 +15,17 @@
 //!
 //! Fail when a quantised weight has no scale.
 
+use firstdiff_reference::Misreading;
+
 use super::fits::of_matrices;
 use super::quant::Blocks;
+use super::scaled;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none() {
-        return vec![];
+        let what = "codes are used without their scales";
+        return scaled::edits(scene, scaled::ALL, what, Misreading::ScaleMissing);
     }
     of_matrices(scene, "codes are used without their scales", move |w| {
         let blocks = Blocks::of_weight(w)?;

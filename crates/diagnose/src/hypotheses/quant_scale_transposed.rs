@@ -17,13 +17,17 @@
 //!
 //! Test with a table that is not square, and move scales with their rows.
 
+use firstdiff_reference::Misreading;
+
 use super::fits::of_matrices;
 use super::quant::Blocks;
+use super::scaled;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none() {
-        return vec![];
+        let what = "the table of scales is read transposed";
+        return scaled::edits(scene, scaled::ALL, what, Misreading::ScalesTransposed);
     }
     let mut edits = of_matrices(scene, "the table of scales is read transposed", move |w| {
         let blocks = Blocks::of_weight(w)?;

@@ -1,7 +1,8 @@
 //! # Signed codes read in the other encoding
 //!
 //! Codes are stored plus 8 and are read as two's complement, or the other way round: the upper bit has the
-//! other meaning.
+//! other meaning. Or bytes of a signed type hold pairs of 4-bit floats (DeepSeek-V4's experts are stored as I8): extended with
+//! their sign, they fill the bytes above them with ones.
 //!
 //! ## How it shows
 //!
@@ -15,13 +16,23 @@
 //!
 //! Subtract the offset where the format stores one; extend the sign where it does not.
 
+use firstdiff_reference::Misreading;
+
 use super::fits::of_matrices;
 use super::quant::Blocks;
+use super::scaled;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     if Blocks::of(scene).is_none_or(|b| b.nibbles.is_none()) {
-        return vec![];
+        let mut edits = Vec::new();
+        for (what, how) in [
+            ("bytes are extended with their sign when they are put together", Misreading::SignExtended),
+            ("4-bit floats are taken for whole numbers in two's complement", Misreading::TwosComplement),
+        ] {
+            edits.extend(scaled::edits(scene, scaled::FOUR_BITS, what, how));
+        }
+        return edits;
     }
     of_matrices(scene, "codes stored plus 8 are read as two's complement", move |w| {
         let blocks = Blocks::of_weight(w)?;

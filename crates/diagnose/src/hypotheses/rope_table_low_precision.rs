@@ -48,17 +48,34 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 }));
             }
             let detail = format!("cosines and sines in {name}{which}");
-            edits.push(Edit::new(detail).output(move |at, inputs, value| {
+            // Each result is the sum of two products.
+            edits.push(Edit::new(detail).sums(2).output(move |at, inputs, value| {
                 let OpKind::Rope(rope) = &at.op().kind else { return None };
                 at_rope(at, set).then_some(())?;
-                let rounded = |(c, s): (f64, f64)| (format.round(c), format.round(s));
-                let table = table(inputs.first()?, value, rope.dim);
-                let table = table.into_iter().map(|row| row.into_iter().map(rounded).collect()).collect();
-                Some(turned(inputs.first()?, value, rope.dim, table))
+                let x = inputs.first()?;
+                let mut right = table(x, value, rope.dim);
+                let engine = at.recorded(at.site.index, at.site.step).filter(|e| e.shape() == value.shape());
+                let engine = engine.map(|e| table(x, &e, rope.dim));
+                for (row, pairs) in right.iter_mut().enumerate() {
+                    for (pair, (c, s)) in pairs.iter_mut().enumerate() {
+                        let own = engine.as_ref().map(|e| e[row][pair]);
+                        *c = rounded(format, *c, own.map(|own| own.0));
+                        *s = rounded(format, *s, own.map(|own| own.1));
+                    }
+                }
+                Some(turned(x, value, rope.dim, right))
             }));
         }
     }
     edits
+}
+
+/// A number in a format. Where it lies so near the middle that its own rounding decides, the engine's may be the
+/// one beyond.
+fn rounded(format: Float, x: f64, engine: Option<f64>) -> f64 {
+    let ulp = format.ulp(x);
+    let own = engine.map(|e| format.round(e)).filter(|own| (own - x).abs() <= 0.51 * ulp);
+    own.unwrap_or_else(|| format.round(x))
 }
 
 /// Rotated by a table of cosines and sines.

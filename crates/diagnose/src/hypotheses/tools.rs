@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use firstdiff_model::ops::Pool;
+use firstdiff_model::ops::{Limit, Pool};
 use firstdiff_model::{OpKind, RopeFrequencies};
 use firstdiff_tensor::Tensor;
 
@@ -142,6 +142,46 @@ pub(super) fn heads_mapped(
             }
             Tensor::new([value.rows(), heads, dim], out).ok()
         })
+}
+
+/// Every norm's weight off by a number, where there is a norm in the segment.
+pub(super) fn norms_plus(scene: &Scene, detail: &str, offset: f32) -> Vec<Edit> {
+    let is_norm = |k: &OpKind| matches!(k, OpKind::RmsNorm(_));
+    if scene.find(is_norm).is_none() {
+        return vec![];
+    }
+    let ops = scene.program().ops.iter().filter(|op| is_norm(&op.kind));
+    let norms: Vec<String> =
+        ops.flat_map(|op| op.kind.weights().into_iter().map(|(name, _)| name.to_string())).collect();
+    vec![Edit::new(detail).weight(move |w| {
+        let values = norms.iter().any(|n| n == w.name).then(|| w.values())??;
+        Some(values.iter().map(|w| w + offset).collect())
+    })]
+}
+
+/// What an engine makes of the bound on gate and up.
+pub(super) type Change = fn(&mut Option<Limit>);
+
+/// Another bound on gate and up, in the experts of the segment: in all, and in routed or shared ones alone.
+pub(super) fn bounded(scene: &Scene, ways: &[(&str, Change)]) -> Vec<Edit> {
+    let routed = scene.find(|k| matches!(k, OpKind::Experts(e) if e.limit.is_some())).is_some();
+    let shared = scene.find(|k| matches!(k, OpKind::GatedAct(act) if act.limit.is_some())).is_some();
+    if !routed && !shared {
+        return vec![];
+    }
+    let edit = |what: &str, change: Change, both: bool| {
+        let which = match both {
+            true => "",
+            false if shared => " (shared expert alone)",
+            false => " (routed experts alone)",
+        };
+        Edit::new(format!("{what}{which}")).ops(move |op| match &mut op.kind {
+            OpKind::Experts(experts) if both || routed => change(&mut experts.limit),
+            OpKind::GatedAct(act) if both || shared => change(&mut act.limit),
+            _ => {}
+        })
+    };
+    ways.iter().flat_map(|&(what, change)| [true, false].map(|both| edit(what, change, both))).collect()
 }
 
 /// The segment's attention heads and key/value heads, where it reads keys or values by head.

@@ -81,6 +81,18 @@ pub(super) struct Mixture {
     pub scale: f64,
 }
 
+/// Refuses routers that choose among groups of experts first: no family here has them.
+pub(super) fn refuse_groups(s: &Settings, family: &str) -> Result<(), Error> {
+    for key in ["n_group", "topk_group"] {
+        let one = |value: &serde_json::Value| matches!(value.as_u64(), Some(0 | 1));
+        if let Some(groups) = s.raw(key).filter(|value| !value.is_null() && !one(value)) {
+            let reason = format!("is {groups}; {family} chooses among all experts, in one group");
+            return Err(s.wrong(key, reason));
+        }
+    }
+    Ok(())
+}
+
 /// Writes a decoder's forward pass, with Hugging Face's module names.
 pub(super) struct Decoder<'c> {
     pub layers: usize,

@@ -5,7 +5,7 @@ use firstdiff_checkpoint::Checkpoint;
 use serde_json::json;
 
 use super::Family;
-use super::decoder::{Decoder, Habits, Mixture, Norm, Shape};
+use super::decoder::{Decoder, Habits, Mixture, Norm, Shape, refuse_groups};
 use crate::ops::NormForm;
 use crate::rope::{self, RopeConfig};
 use crate::{Error, Program, Settings};
@@ -114,6 +114,7 @@ fn mixture(s: &Settings, inner: usize, third: bool) -> Result<(Mixture, bool), E
     if chosen > experts {
         return Err(s.wrong("num_experts_per_tok", format!("is {chosen}, but there are {experts} experts")));
     }
+    refuse_groups(s, "MiniMind")?;
     let scoring = s.string_or("scoring_func", "softmax", "MiniMind")?;
     if scoring != "softmax" {
         return Err(s.wrong("scoring_func", format!("is '{scoring}'; this family has softmax")));

@@ -4,7 +4,7 @@
 use firstdiff_checkpoint::Checkpoint;
 
 use super::Family;
-use super::decoder::{Decoder, Mixture, Norm, Shape};
+use super::decoder::{Decoder, Mixture, Norm, Shape, refuse_groups};
 use crate::{Error, Program, Settings};
 
 pub(super) const FAMILY: Family =
@@ -56,6 +56,7 @@ fn mixture(s: &Settings) -> Result<Mixture, Error> {
     if chosen > experts {
         return Err(s.wrong("num_experts_per_tok", format!("is {chosen}, but there are {experts} experts")));
     }
+    refuse_groups(s, "Qwen3-MoE")?;
     let scoring = s.string_or("scoring_func", "softmax", "Qwen3-MoE")?;
     if scoring != "softmax" {
         return Err(s.wrong("scoring_func", format!("is '{scoring}'; this family has softmax")));

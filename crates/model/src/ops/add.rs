@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// `y = a + b`: the residual connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Add;
 
 impl Add {

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// `o[t, h] = sum over k of p[h, t, k] * value[k, h / (H / Hkv)]`, `[T, H, D]`. Inputs:
 /// probabilities `[H, T, K]`, values `[K, Hkv, D]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AttnHeads {
     /// Query heads.
     pub heads: usize,

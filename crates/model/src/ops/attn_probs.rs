@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// Causal softmax over the keys, `[H, T, K]`. Key `k` is visible to row `t` when both belong to
 /// the same sequence and `position[t] - window < position[k] <= position[t]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AttnProbs {
     /// Query heads.
     pub heads: usize,

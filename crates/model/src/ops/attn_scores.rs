@@ -3,7 +3,7 @@ use crate::program::Axis;
 /// `s[h, t, k] = scale * q[t, h] . key[k, h / (H / Hkv)]`, `[H, T, K]`, before the mask: grouped
 /// query attention, in which consecutive query heads share a key head (Ainslie et al., 2023,
 /// arXiv:2305.13245). Inputs: queries `[T, H, D]`, keys `[K, Hkv, D]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AttnScores {
     /// Query heads.
     pub heads: usize,

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// The keys (or values) of all tokens so far: those of earlier steps, then this step's, oldest
 /// first. Output `[K, Hkv, D]`. The only operation with state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Cache {
     /// Key/value heads.
     pub heads: usize,

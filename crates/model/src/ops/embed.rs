@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// `y[t] = scale weight[token[t]]`, `[T, d]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Embed {
     /// The table, `[V, d]`.
     pub weight: String,

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// The compressed entries so far: those of earlier steps, then those that this step completes,
 /// `[entries, 1, D]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EntryCache {
     /// Tokens of a block.
     pub ratio: usize,

@@ -42,7 +42,7 @@ pub struct Expert {
 /// A mixture of experts (Shazeer et al., 2017, arXiv:1701.06538), each a gated MLP:
 /// `y[t] = sum over chosen e of w[t, e] * down_e(act(gate_e x[t]) * up_e x[t])`, `[T, d]`. Inputs:
 /// x `[T, d]`, the choice `[T, k]`, its weights `[T, k]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Experts {
     /// Every expert, by number.
     pub experts: Vec<Expert>,

@@ -17,7 +17,7 @@ pub enum FakeFormat {
 
 /// A value through a short format and back, as DeepSeek's own inference code does to what the model
 /// was trained with that way. Deterministic: part of the model, not rounding.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct FakeQuant {
     /// The format.
     pub format: FakeFormat,

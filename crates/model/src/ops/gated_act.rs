@@ -51,7 +51,7 @@ pub enum GateLimit {
 }
 
 /// `y = act(gate) * up`, `[T, ffn]` (Shazeer, 2020, arXiv:2002.05202). Inputs: gate, up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GatedAct {
     /// The activation.
     pub activation: Activation,

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// `y[t, g] = W_g x[t, g]`, `[T, groups out]`: consecutive channels form groups, each with a matrix of
 /// its own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GroupedLinear {
     /// The matrices one below the other, `[groups out, in]`.
     pub weight: String,

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// `y[t] = sum over j of w[t, j] X[t, j]`, `[T, d]`: what a branch is given of the residual streams.
 /// Inputs: weights `[T, n]`, streams `[T, n, d]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HcCollapse {
     /// Hidden size.
     pub dim: usize,

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// `Y[t, k] = p[t, k] a[t] + sum over j of M[t, j, k] X[t, j]`, `[T, n, d]`: a branch's result goes back
 /// into the residual streams. Inputs: the result a `[T, d]`, p `[T, n]`, M `[T, n, n]`, X `[T, n, d]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HcExpand {
     /// Residual streams n.
     pub streams: usize,

@@ -23,7 +23,7 @@ pub enum HcPart {
 
 /// The weights of a manifold-constrained hyper-connection (Xie et al., 2026), from its projection
 /// `m`: `(2 + n) n` numbers, those of [`HcPart::Pre`] first, then `Post`, then `Mix`, row by row.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HcWeights {
     /// Which part.
     pub part: HcPart,

@@ -3,7 +3,7 @@ use crate::program::Axis;
 /// How well each compressed entry suits each token: `I[t, e] = sum over h of w[t, h] H^(-1/2) D^(-1/2)
 /// max(0, q[t, h] . k[e])`, `[T, entries]`, before the mask. Inputs: q `[T, H, D]`, w `[T, H]`, the
 /// indexer's entries `[entries, 1, D]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct IndexScores {
     /// Heads H.
     pub heads: usize,

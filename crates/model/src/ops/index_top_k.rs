@@ -3,7 +3,7 @@ use crate::program::Axis;
 /// The `k` entries of largest score among those that a token may see, best first, `[T, k]`; of equal
 /// ones the first. Where there are fewer, the rest of the row is -1. A choice. Input: scores
 /// `[T, entries]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct IndexTopK {
     /// Entries chosen.
     pub k: usize,

@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// What attention reads: the keys, then the compressed entries, `[candidates, 1, D]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct JoinKeys {
     /// Tokens of a block.
     pub ratio: usize,

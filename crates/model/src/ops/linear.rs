@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// `y = W x + b`, `[T, out]`, with `W` stored `[out, in]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     /// The matrix, `[out, in]`.
     pub weight: String,

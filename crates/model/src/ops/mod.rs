@@ -69,7 +69,7 @@ use crate::program::Axis;
 macro_rules! op_kinds {
     ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
         /// An operation's description.
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Debug, PartialEq)]
         pub enum OpKind {
             $($(#[$doc])* $variant($variant),)*
         }

@@ -8,7 +8,7 @@ use crate::program::Axis;
 ///
 /// Inputs: all `K` so far and all `Z` so far, `[K, 1, dim or 2 dim]`. Output: the entries that this step
 /// completes, `[new entries, dim]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pool {
     /// Tokens of a block.
     pub ratio: usize,

@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// `y = w * x / sqrt(mean(x^2) + eps)`, or with `1 + w`, over the last `dim` channels (Zhang and Sennrich, 2019,
 /// arXiv:1910.07467). With `heads`, each head is normalised on its own with the same weight.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RmsNorm {
     /// The weight, `[dim]`.
     pub weight: String,

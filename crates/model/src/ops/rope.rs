@@ -4,7 +4,7 @@ use crate::rope::RopeFrequencies;
 /// Rotary position embedding (Su et al., 2021, arXiv:2104.09864), half-split: channels `i` and
 /// `i + D/2` of a head are a pair, turned by `position * frequency[i]`, then multiplied by
 /// `amplitude`. Output `[T, heads, D]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Heads.
     pub heads: usize,

@@ -27,7 +27,7 @@ impl Scoring {
 }
 
 /// How well each expert suits each token, `[T, experts]`. Input: the router's logits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RouterScores {
     /// The function.
     pub scoring: Scoring,

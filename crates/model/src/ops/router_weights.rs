@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// What each chosen expert counts, `[T, k]`: its score, made to sum to 1 or not, times a constant.
 /// Inputs: scores `[T, experts]`, the choice `[T, k]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RouterWeights {
     /// Scores are divided by their sum over the chosen ones plus this; `None`: not divided.
     pub normalise: Option<f64>,

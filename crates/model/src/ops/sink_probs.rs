@@ -3,7 +3,7 @@ use crate::program::Axis;
 /// Softmax over the visible candidates and one number more for each head, the sink, which takes its
 /// share and gives nothing: `[H, T, candidates]`, rows summing to less than 1. Inputs: scores
 /// `[H, T, candidates]`, which are visible `[T, candidates]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SinkProbs {
     /// Query heads.
     pub heads: usize,

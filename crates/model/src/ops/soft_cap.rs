@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// `y = cap tanh(x / cap)`: values stay inside `-cap..cap`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SoftCap {
     /// The largest magnitude.
     pub cap: f64,

@@ -1,7 +1,7 @@
 use crate::program::Axis;
 
 /// `X[t, j] = x[t]` for `count` residual streams, `[T, n, d]`: where hyper-connections begin.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Streams {
     /// Residual streams n.
     pub count: usize,

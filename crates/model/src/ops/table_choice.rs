@@ -2,7 +2,7 @@ use crate::program::Axis;
 
 /// What a table lists for each token id, `[T, k]`: a choice that no score decides. No input but the
 /// tokens themselves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TableChoice {
     /// The table of whole numbers, `[V, k]`.
     pub table: String,

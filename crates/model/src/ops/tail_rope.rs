@@ -14,7 +14,7 @@ pub enum EntryPlace {
 
 /// Rotary position embedding of the last `rotated` channels of each head; neighbouring channels are a
 /// pair, unless said otherwise below. The rows are tokens, or compressed entries.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TailRope {
     /// What the rows are.
     pub rows: Axis,

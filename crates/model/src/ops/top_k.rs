@@ -3,7 +3,7 @@ use crate::program::Axis;
 /// The `k` candidates of largest score for each token, best first, `[T, k]`; of equal ones the
 /// first. A choice: its values are numbers of candidates. Where there are fewer candidates than `k`,
 /// the rest of the row is -1. Input: scores `[T, candidates]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TopK {
     /// Candidates chosen.
     pub k: usize,

@@ -4,7 +4,7 @@ use crate::program::Axis;
 /// (`position - window < key's position <= position`), then compressed entries whose block is complete
 /// at this token (`(e + 1) ratio <= position + 1`), all of them or the chosen ones. Inputs: what
 /// attention reads; the choice `[T, k]`, where entries are chosen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct VisibleKeys {
     /// Keys that a token sees, its own included.
     pub window: usize,

@@ -3,7 +3,7 @@ use crate::program::Axis;
 /// `y = w * x / sqrt(mean(x^2) + eps)` over the last `dim` channels, with a weight that is kept in f32
 /// and a product that is rounded once; without a weight, `1 / sqrt(..)` itself is rounded before it
 /// multiplies.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WideNorm {
     /// The weight, `[dim]`; `None`: 1.
     pub weight: Option<String>,

@@ -6,15 +6,15 @@
 
 use std::sync::Arc;
 
-use firstdiff_model::ops::{Activation, Experts, GroupedLinear, Linear};
+use firstdiff_model::ops::{Activation, Experts, Linear};
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, shared};
+use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, products, shared};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
-use crate::kernels::input::{input_variance, weight_variance};
+use crate::kernels::input::input_variance;
 use crate::kernels::{self, Rounding, attention, index_scores, sum_variance};
 use crate::random::Random;
 
@@ -46,8 +46,8 @@ pub(super) fn compute<T: Real>(
     let widened = op.wide.then(|| arithmetic.widened());
     let arithmetic = widened.as_ref().unwrap_or(arithmetic);
     let sums = match &op.kind {
-        OpKind::Linear(linear) => linear_sums(executor, arithmetic, linear, inputs, plain)?,
-        OpKind::GroupedLinear(linear) => grouped_sums(executor, arithmetic, linear, inputs, plain)?,
+        OpKind::Linear(linear) => products::linear(executor, arithmetic, linear, inputs, plain)?,
+        OpKind::GroupedLinear(linear) => products::grouped(executor, arithmetic, linear, inputs, plain)?,
         _ => {
             let sums = |(i, y): (&Inputs<T>, &Tensor<T>)| attention_sums(arithmetic, op, i, y);
             inputs.iter().zip(plain).map(sums).collect()
@@ -64,7 +64,10 @@ pub(super) fn compute<T: Real>(
         .into_iter()
         .enumerate()
         .map(|(s, sums)| match &edited[s] {
-            Some(edited) => edited_sums(&inputs[s], &plain[s], edited, sums?),
+            Some(edited) => {
+                let before = sums.and_then(|sums| edited_sums(&inputs[s], &plain[s], edited, sums));
+                added(before, terms_variance(arithmetic, edited, inputs[s].terms()))
+            }
             None => sums,
         })
         .collect();
@@ -123,6 +126,27 @@ fn edited_sums<T: Real>(
     let moved = inputs.edited(None, &moved)?;
     let squared = |(a, b): (&T, &T)| (a.to_f64() - b.to_f64()).powi(2);
     (moved.len() == edited.len()).then(|| moved.data().iter().zip(edited.data()).map(squared).collect())
+}
+
+/// The variance of adding up the `terms` numbers, side by side in a row and of this size, that each element of
+/// an edited value is the sum of: their own last rounding, and that of the partial sums.
+fn terms_variance<T: Real>(a: &Arithmetic, edited: &Tensor<T>, terms: usize) -> Option<Vec<f64>> {
+    (terms > 1).then_some(())?;
+    let of = |run: &[T]| {
+        let products = run.iter().map(|y| y.to_f64() * y.to_f64()).sum::<f64>() / run.len() as f64;
+        let stored = sum_variance(a.store, 0, products, 0.0);
+        let sum = |y: &T| stored + sum_variance(a.accumulate, terms, products, y.to_f64());
+        run.iter().map(sum).collect::<Vec<_>>()
+    };
+    Some(edited.data().chunks(terms).flat_map(of).collect())
+}
+
+/// The sum of two variances, either of which may be none.
+fn added(a: Option<Vec<f64>>, b: Option<Vec<f64>>) -> Option<Vec<f64>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.iter().zip(b).map(|(a, b)| a + b).collect()),
+        (a, b) => a.or(b),
+    }
 }
 
 /// The lanes of a value behind an edit.
@@ -239,92 +263,6 @@ fn stored<T: Real>(
         *x = T::from_f64(store.round_randomly(x.to_f64() + error, bits.bits(i)));
     }
     out
-}
-
-/// Variance of a matrix product's sums: `sum of (input variance + u^2/3 (K/2 + 1) x^2) w^2`, plus
-/// what depends on the sum itself.
-fn linear_sums<T: Real>(
-    executor: &Executor,
-    a: &Arithmetic,
-    op: &Linear,
-    inputs: &[Inputs<T>],
-    exact: &[Tensor<T>],
-) -> Result<Vec<Option<Vec<f64>>>, Error> {
-    let rounding = a.input_rounding(executor.weights.storage(&op.weight)?);
-    // Parts of a sum that is cut are rounded and added up like a short sum.
-    let split = |products: f64, sum: f64| match a.split_sums {
-        0 | 1 => 0.0,
-        parts => sum_variance(a.store, parts, products, sum),
-    };
-    let factor = sum_variance(a.accumulate, op.input, 1.0, 0.0) + split(1.0, 0.0);
-    let mut squares: Vec<f32> = Vec::new();
-    for input in inputs {
-        let x = input.values[0].exact.data();
-        let rounded = input_variance(x, op.input, rounding);
-        squares.extend(x.iter().zip(rounded).map(|(x, v)| {
-            let x = x.to_f64();
-            (v + factor * x * x) as f32
-        }));
-    }
-    // In f32: a variance good to seven digits is good enough.
-    let mut rest = executor.weights.product(&op.weight, &squares, Some(|w| w * w))?;
-    if let Some(format) = a.second_factor() {
-        let x = inputs.iter().flat_map(|i| i.values[0].exact.data());
-        let squares: Vec<f32> = x.map(|x| x.to_f32() * x.to_f32()).collect();
-        let weights = executor.weights.product(&op.weight, &squares, Some(weight_variance(format)))?;
-        rest.iter_mut().zip(weights).for_each(|(v, w)| *v += w);
-    }
-    let bias = op.bias.as_ref().map(|b| executor.weights.vector::<f64>(b)).transpose()?;
-    let mut out = Vec::with_capacity(inputs.len());
-    for y in exact {
-        let tail = rest.split_off(y.len());
-        let sums = rest.par_iter().zip(y.data()).enumerate().with_min_len(1024).map(|(i, (&v, y))| {
-            let sum = y.to_f64() - bias.as_ref().map_or(0.0, |b| b[i % op.output]);
-            // A bias added afterwards means one rounding more.
-            let before_bias = if bias.is_some() { a.store.rounding_variance(sum) } else { 0.0 };
-            f64::from(v) + sum_variance(a.accumulate, op.input, 0.0, sum) + split(0.0, sum) + before_bias
-        });
-        out.push(Some(sums.collect()));
-        rest = tail;
-    }
-    Ok(out)
-}
-
-/// Variance of the sums of a product of groups, like [`linear_sums`].
-fn grouped_sums<T: Real>(
-    executor: &Executor,
-    a: &Arithmetic,
-    op: &GroupedLinear,
-    inputs: &[Inputs<T>],
-    exact: &[Tensor<T>],
-) -> Result<Vec<Option<Vec<f64>>>, Error> {
-    let rounding = a.input_rounding(executor.weights.storage(&op.weight)?);
-    let split = |products: f64, sum: f64| match a.split_sums {
-        0 | 1 => 0.0,
-        parts => sum_variance(a.store, parts, products, sum),
-    };
-    let factor = sum_variance(a.accumulate, op.input, 1.0, 0.0) + split(1.0, 0.0);
-    let step = |(input, y): (&Inputs<T>, &Tensor<T>)| {
-        let x = input.values[0].exact.data();
-        let product = |squares: &[f32], map| {
-            executor.weights.grouped_product(&op.weight, squares, op.groups, Some(map))
-        };
-        let rounded = input_variance(x, op.input, rounding);
-        let squares: Vec<f32> =
-            x.iter().zip(rounded).map(|(x, v)| (v + factor * x.to_f64() * x.to_f64()) as f32).collect();
-        let mut variance = product(&squares, |w| w * w)?;
-        if let Some(format) = a.second_factor() {
-            let squares: Vec<f32> = x.iter().map(|x| x.to_f32() * x.to_f32()).collect();
-            let weights = product(&squares, weight_variance(format))?;
-            variance.iter_mut().zip(weights).for_each(|(v, w)| *v += w);
-        }
-        let sums = variance.iter().zip(y.data()).map(|(&v, y)| {
-            let sum = y.to_f64();
-            f64::from(v) + sum_variance(a.accumulate, op.input, 0.0, sum) + split(0.0, sum)
-        });
-        Ok(Some(sums.collect()))
-    };
-    inputs.iter().zip(exact).map(step).collect()
 }
 
 /// Products of the lanes' inputs, where lanes differ.
@@ -529,12 +467,19 @@ pub(super) fn before_storing<T: Real>(
 }
 
 /// Noise of a recorded cache.
-pub(super) fn of_cache<T: Real>(a: &Arithmetic, exact: &Tensor<T>, lanes: &[Arc<Tensor<T>>]) -> Noise<T> {
+pub(super) fn of_cache<T: Real>(
+    a: &Arithmetic,
+    exact: &Tensor<T>,
+    lanes: &[Arc<Tensor<T>>],
+    edited: Option<usize>,
+) -> Noise<T> {
     let lanes: Vec<Tensor<T>> = lanes.iter().map(|l| l.as_ref().clone()).collect();
-    let format = if a.kv_cache == a.store && lanes.is_empty() { Float::F64 } else { a.kv_cache };
+    let format =
+        if a.kv_cache == a.store && lanes.is_empty() && edited.is_none() { Float::F64 } else { a.kv_cache };
     // Lanes are rounded already; where only that rounding tells them apart its own variance is the
     // better estimate.
-    let mut spread = variance(exact, &lanes, None, format, false);
+    let sums = edited.and_then(|terms| terms_variance(a, exact, terms));
+    let mut spread = variance(exact, &lanes, sums.as_deref(), format, false);
     for (v, y) in spread.iter_mut().zip(exact.data()) {
         *v = v.max(format.rounding_variance(y.to_f64()));
     }

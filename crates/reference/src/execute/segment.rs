@@ -49,6 +49,18 @@ pub trait Edits<T>: Sync {
     fn output(&self, _site: &Site, _inputs: &[&Tensor<T>], _value: &Tensor<T>) -> Option<Tensor<T>> {
         None
     }
+
+    /// Of how many numbers, side by side in a row, each element of such an output is the sum; 1 where none are
+    /// added up.
+    fn terms(&self) -> usize {
+        1
+    }
+
+    /// The output before any edit of it, where that is known: asked only where the inputs, positions and
+    /// keys are those of the program as it is.
+    fn known(&self, _site: &Site) -> Option<&Tensor<T>> {
+        None
+    }
 }
 
 /// The program as it is.
@@ -106,24 +118,47 @@ impl Executor<'_> {
         let mut state = KeyValues::new(self.program.ops.len());
         let mut flights: BTreeMap<(usize, usize), Flight<T>> = BTreeMap::new();
         let mut predicted = Vec::new();
+        // Values that may not be those of the program as it is.
+        let mut changed = Places::new();
         for (index, op) in self.program.ops.iter().enumerate() {
             let at: Vec<usize> = needed.range((index, 0)..=(index, usize::MAX)).map(|p| p.1).collect();
             if at.is_empty() {
                 continue;
             }
             let mut inputs = Vec::with_capacity(at.len());
+            let mut known = Vec::with_capacity(at.len());
             for &step in &at {
                 let site = Site { index, op, step, steps, kept: keys[step].kept };
-                inputs.push(self.edited_inputs(site, &keys[step], recorded, &mut flights, edits)?);
+                let (input, edited) = self.edited_inputs(site, &keys[step], recorded, &mut flights, edits)?;
+                let same = !edited && op.inputs.iter().all(|input| !changed.contains(&(input.0, step)));
+                known.extend(edits.known(&site).filter(|_| same && self.arithmetic.is_none()));
+                inputs.push(input);
             }
             let wanted: Vec<bool> = at.iter().map(|&step| targets.contains(&(index, step))).collect();
-            let outputs = match op.kind.state() {
-                Some(cache) => self.cache_rows(index, cache, &at, &inputs, recorded, &mut state, &wanted)?,
+            let reused = known.len() == at.len();
+            let outputs: Rows<T> = match op.kind.state() {
+                _ if reused => {
+                    let parts = inputs.iter().zip(known).zip(&at);
+                    let output = |((input, plain), &step): ((&Inputs<T>, &Tensor<T>), &usize)| {
+                        let edited = input.edited(None, plain);
+                        if edited.is_some() {
+                            changed.insert((index, step));
+                        }
+                        (edited.unwrap_or_else(|| plain.clone()), noise::Spread::default())
+                    };
+                    parts.map(output).collect()
+                }
+                Some(cache) => {
+                    self.cache_rows(index, cache, &at, &inputs, recorded, edits, &mut state, &wanted)?
+                }
                 None => {
                     let (exact, spreads) = self.values(index, op, &inputs, &wanted)?;
                     exact.into_iter().zip(spreads).collect()
                 }
             };
+            if !reused {
+                changed.extend(at.iter().map(|&step| (index, step)));
+            }
             for ((&step, (exact, spread)), wanted) in at.iter().zip(outputs).zip(wanted) {
                 let noise::Spread { noise, lanes, choice } = spread;
                 if wanted || inner {
@@ -160,7 +195,8 @@ impl Executor<'_> {
         needed
     }
 
-    /// The inputs of an operation, recorded or computed, as the edits leave them.
+    /// The inputs of an operation, recorded or computed, as the edits leave them; and whether an edit touched
+    /// any.
     fn edited_inputs<'a, T: Real>(
         &self,
         site: Site<'a>,
@@ -168,8 +204,9 @@ impl Executor<'_> {
         recorded: &dyn Recorded<T>,
         flights: &mut BTreeMap<(usize, usize), Flight<T>>,
         edits: &'a dyn Edits<T>,
-    ) -> Result<Inputs<'a, T>, Error> {
+    ) -> Result<(Inputs<'a, T>, bool), Error> {
         let Site { op, step, steps, .. } = site;
+        let mut edited = false;
         let mut values = Vec::with_capacity(op.inputs.len());
         for (number, input) in op.inputs.iter().enumerate() {
             if !flights.contains_key(&(input.0, step))
@@ -184,16 +221,20 @@ impl Executor<'_> {
             // A cache that is recorded in an earlier step only says what was written: it has no input.
             let Some(flight) = flights.get(&(input.0, step)) else { continue };
             let edit = |t: &Arc<Tensor<T>>| edits.input(&site, number, t).map_or_else(|| t.clone(), Arc::new);
-            values
-                .push(Flight { exact: edit(&flight.exact), lanes: flight.lanes.iter().map(edit).collect() });
+            let exact = edit(&flight.exact);
+            edited |= !Arc::ptr_eq(&exact, &flight.exact);
+            values.push(Flight { exact, lanes: flight.lanes.iter().map(edit).collect() });
         }
         let mut positions = steps[step].positions.clone();
         edits.positions(&site, &mut positions);
         let mut labels = keys.labels.clone();
         edits.keys(&site, &mut labels);
+        edited |= positions != steps[step].positions || labels != keys.labels;
         let step = StepInput { positions, ..steps[step].clone() };
         let keys = StepKeys { kept: keys.kept, labels };
-        Ok(Inputs { values, step: Cow::Owned(step), keys: Cow::Owned(keys), edits: Some((edits, site)) })
+        let inputs =
+            Inputs { values, step: Cow::Owned(step), keys: Cow::Owned(keys), edits: Some((edits, site)) };
+        Ok((inputs, edited))
     }
 
     /// Appends rows to a cache, step by step.
@@ -205,6 +246,7 @@ impl Executor<'_> {
         at: &[usize],
         inputs: &[Inputs<T>],
         recorded: &dyn Recorded<T>,
+        edits: &dyn Edits<T>,
         state: &mut KeyValues<T>,
         wanted: &[bool],
     ) -> Result<Rows<T>, Error> {
@@ -232,12 +274,13 @@ impl Executor<'_> {
                 lanes = noise::stored_rows(self.lanes, a, index, step, new);
             }
             let (plain, lanes) = state.append(index, new.exact.data(), &lanes, shape);
-            let edited = |lane, t: Tensor<T>| input.edited(lane, &t).unwrap_or(t);
-            let lanes: Vec<Arc<Tensor<T>>> =
-                lanes.into_iter().enumerate().map(|(l, t)| Arc::new(edited(Some(l), t))).collect();
-            let exact = edited(None, plain);
+            let edited = |(l, t): (usize, Tensor<T>)| Arc::new(input.edited(Some(l), &t).unwrap_or(t));
+            let lanes: Vec<Arc<Tensor<T>>> = lanes.into_iter().enumerate().map(edited).collect();
+            let changed = input.edited(None, &plain);
+            let terms = changed.is_some().then(|| edits.terms());
+            let exact = changed.unwrap_or(plain);
             let noise = match self.arithmetic {
-                Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes)),
+                Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes, terms)),
                 _ => None,
             };
             outputs.push((exact, noise::Spread { noise, lanes, choice: None }));

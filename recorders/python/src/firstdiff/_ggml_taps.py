@@ -9,6 +9,7 @@ What llama.cpp holds, as measured on its CPU backend:
 * The V cache is transposed unless flash attention is on. With flash attention there are no scores and no probabilities.
 * Products take activations rounded to the weight type's partner (q8_0, q8_1, q8_K, for a cache f16), and add in f32;
   flash attention adds the values up in f16.
+* Of a mixture of experts, the chosen numbers, their weights and the sum are nodes; each expert's values are not taken.
 * From the last layer's attention output on, only the rows whose logits were asked for are computed.
 """
 
@@ -31,14 +32,17 @@ _NAMED = re.compile(r"(\w+)-(\d+)")
 
 _PRODUCTS = {
     "attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "attn_out",
-    "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "mlp_out",
+    "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "mlp_out", "ffn_gate_inp": "router_logits",
 }
 _NORMS = {
     "attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm", "ffn_norm": "mlp_norm",
     "post_attention_norm": "attn_post_norm", "post_ffw_norm": "mlp_post_norm",
 }
 _INPUTS = {"attn_output": "attn_heads", "ffn_down": "mlp_act"}
-_SUMS = {"ffn_inp": "attn_resid", "sa_out": "attn_resid", "l_out": "out"}
+_SUMS = {"ffn_inp": "attn_resid", "sa_out": "attn_resid", "l_out": "out", "ffn_moe_out": "experts_out"}
+# of mixtures of experts: (operation, name) -> tap
+_ROUTING = {("SOFT_MAX", "ffn_moe_probs"): "router_scores", ("VIEW", "ffn_moe_topk"): "router_topk",
+            ("DIV", "ffn_moe_weights_norm"): "router_weights"}  # fmt: skip
 _ROPES = {"Qcur": "q_rope", "Kcur": "k_rope"}
 _LAST_ROWS = ("final_norm", "logits")
 
@@ -83,6 +87,11 @@ def classify(operation: str, name: str, first: str, second: str) -> Optional[Nod
         weight = _WEIGHT.fullmatch(second)
         if weight and weight[2] in _NORMS:
             return Node("rows", (f"layers.{weight[1]}.{_NORMS[weight[2]]}",))
+    if operation == "MUL_MAT_ID":
+        return Node("multiplied") if _WEIGHT.fullmatch(first) else None
+    named = _NAMED.fullmatch(name)
+    if named and (operation, named[1]) in _ROUTING:
+        return Node("rows", (f"layers.{named[2]}.{_ROUTING[operation, named[1]]}",))
     if operation == "ROPE":
         named = _NAMED.fullmatch(name)
         if named and named[1] in _ROPES:
@@ -136,11 +145,15 @@ class Evaluation:
     def _rows(self, tensor: _ggml.Tensor, tap: str, input_tap: Optional[str] = None) -> None:
         value = _ggml.read(tensor)[0]
         self._keep(tap, value[0] if value.shape[0] == 1 and not tap.endswith(("q_norm", "k_norm")) else value)
-        weight = _ggml.source(tensor, 0)
-        if weight is not None and _ggml.operation(ctypes.addressof(tensor)) == "MUL_MAT":
-            self.weights.setdefault(weight.type, set()).add(_ggml.buffer_name(weight))
+        if _ggml.operation(ctypes.addressof(tensor)) == "MUL_MAT":
+            self._multiplied(tensor)
         if input_tap is not None:
             self._keep(input_tap, _ggml.read(_ggml.source(tensor, 1))[0, 0])
+
+    def _multiplied(self, tensor: _ggml.Tensor) -> None:
+        weight = _ggml.source(tensor, 0)
+        if weight is not None:
+            self.weights.setdefault(weight.type, set()).add(_ggml.buffer_name(weight))
 
     def _rotated(self, tensor: _ggml.Tensor, tap: str) -> None:
         if self.positions is None:

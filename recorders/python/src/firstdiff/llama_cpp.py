@@ -1,4 +1,4 @@
-"""Records llama.cpp through llama-cpp-python: architectures llama, qwen2, qwen3 and gemma3.
+"""Records llama.cpp through llama-cpp-python: architectures llama, qwen2, qwen3, qwen3moe and gemma3.
 
     import firstdiff.llama_cpp
     from llama_cpp import Llama
@@ -31,8 +31,8 @@ from .trace import Writer
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
-_FAMILIES = {"gemma3": "gemma3_text"}  # where the checkpoint calls itself otherwise
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gemma3")
+_FAMILIES = {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}  # where the checkpoint calls itself otherwise
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from importlib import import_module
 from ..fault import Fault
 
 AREAS = ("rope", "positions", "projections", "norm", "attention", "kernels", "cache", "mlp", "experts", "gemma", "ends", "weights",
-         "linear", "quant", "batch", "unknown")  # fmt: skip
+         "linear", "quant", "scaled", "batch", "capture", "unknown")  # fmt: skip
 
 
 def _all():

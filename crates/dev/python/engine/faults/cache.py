@@ -149,6 +149,7 @@ class PaddingWritesSlot(Fault):
 class SharedLayerOverwrites(Fault):
     id = "kv-shared-layer-overwrites"
     model, first, step, layers = "qwen3", BOTH, 1, (2,)
+    needs = ("layers.3.k_cache", "layers.3.v_cache")
     wrong = "layer 3 is taken to share layer 2's cache and writes its keys and values over them"
 
     def cache_write(self, engine, right, k, v):

@@ -8,7 +8,7 @@ FLOATS = ("f32", "bf16", "f16")
 
 
 class _Mixture(Fault):
-    model = "qwen3_moe"
+    model = "qwen3_moe-2-layers"
     arithmetics = FLOATS
 
 
@@ -23,7 +23,7 @@ class NotNormalised(_Mixture):
 
 class Normalised(_Mixture):
     id = "moe-norm-topk-extra"
-    model, first = "qwen3_moe-window", ("router_weights",)
+    model, first = "qwen3_moe-window-2-layers", ("router_weights",)
     wrong = "softmax over the chosen logits alone"
 
     def router_weights(self, engine, right, scores, chosen):
@@ -33,7 +33,7 @@ class Normalised(_Mixture):
 
 class RawLogits(_Mixture):
     id = "moe-raw-logits-as-weights"
-    model, first = "qwen3_moe-window", ("router_weights",)
+    model, first = "qwen3_moe-window-2-layers", ("router_weights",)
     wrong = "weights are the router's logits"
 
     def router_scores(self, engine, right, logits):
@@ -42,7 +42,7 @@ class RawLogits(_Mixture):
 
 class Sigmoid(_Mixture):
     id = "moe-score-func-wrong"
-    model, first = "qwen3_moe-window", ("router_weights",)
+    model, first = "qwen3_moe-window-2-layers", ("router_weights",)
     wrong = "sigmoid where the model has softmax"
 
     def router_scores(self, engine, right, logits):
@@ -70,7 +70,7 @@ class NextExpert(_Mixture):
 class ReversedExperts(_Mixture):
     id = "expert-index-wrong"
     variant = "reversed"
-    model, first = "qwen3_moe-window", ("experts_out",)
+    model, first = "qwen3_moe-window-2-layers", ("experts_out",)
     wrong = "experts stacked last to first"
 
     def expert(self, engine, right, x, number):

@@ -63,7 +63,7 @@ class OneTheta(_Gemma):
 
 class NotCapped(_Gemma):
     id = "final-softcap-missing"
-    model, first, layers = "gemma3-caps", ("logits",), ()
+    model, first, layers = "gemma3-caps-2-layers", ("logits",), ()
     wrong = "no cap of 3"
 
     def logits(self, engine, right, x):
@@ -73,7 +73,7 @@ class NotCapped(_Gemma):
 
 class CapFormula(_Gemma):
     id = "softcap-formula-wrong"
-    model, first, layers = "gemma3-caps", ("logits",), ()
+    model, first, layers = "gemma3-caps-2-layers", ("logits",), ()
     wrong = "x tanh(x / cap)"
 
     def logits(self, engine, right, x):

@@ -4,6 +4,7 @@ use firstdiff_checkpoint::Checkpoint;
 use serde_json::Value;
 
 use super::names::Names;
+use crate::families::decoder::refuse_groups;
 use crate::ops::Scoring;
 use crate::rope::{self, RopeConfig};
 use crate::{Error, Settings};
@@ -145,6 +146,7 @@ fn refuse(s: &Settings) -> Result<(), Error> {
             return Err(s.wrong(key, format!("is {n}; {V4} has {why}")));
         }
     }
+    refuse_groups(s, V4)?;
     if !s.flag_or("norm_topk_prob", true, V4)? {
         s.note("norm_topk_prob used", true, "transformers and DeepSeek's own code ignore the setting");
     }
