@@ -1,8 +1,9 @@
 //! Records a trace of the CUDA engine: the prompt as one step, then greedy decoding.
 //!
-//!     cuda_trace MODEL OUT PROMPT-IDS|random:N STEPS [GLOB,GLOB] [decode-prompt]
+//!     cuda_trace MODEL OUT PROMPT-IDS|random:N STEPS [GLOB,GLOB] [decode-prompt] [broken-barrier]
 //!
-//! With `decode-prompt` the prompt goes in token by token, as decoding would.
+//! With `decode-prompt` the prompt goes in token by token, as decoding would; with `broken-barrier` the kernel has the
+//! bug that is kept.
 
 use std::path::Path;
 
@@ -14,7 +15,10 @@ use firstdiff_trace::{Manifest, ModelSpec, Producer, Writer};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [model, out, prompt, steps, rest @ ..] = args.as_slice() else {
-        return Err("usage: cuda_trace MODEL OUT PROMPT-IDS|random:N STEPS [GLOBS] [decode-prompt]".into());
+        return Err(
+            "usage: cuda_trace MODEL OUT PROMPT-IDS|random:N STEPS [GLOBS] [decode-prompt] [broken-barrier]"
+                .into(),
+        );
     };
     let model = Model::new(Checkpoint::open(Path::new(model))?)?;
     let vocab = model.program.vocab as u64;
@@ -28,6 +32,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let wanted = Wanted::matching(&model.program, &globs);
     let mut engine =
         Engine::load(&model, &Options { context: prompt.len() + steps + 8, ..Options::default() })?;
+    let option = |name: &str| rest.iter().skip(1).any(|r| r == name);
+    if option("broken-barrier") {
+        engine.break_barrier()?;
+    }
     let mut manifest =
         Manifest::new(Producer { name: "firstdiff cuda".into(), version: env!("CARGO_PKG_VERSION").into() });
     manifest.model = Some(ModelSpec {
@@ -49,7 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok::<u32, firstdiff_trace::Error>(step.best)
     };
     let mut next = 0;
-    if rest.get(1).is_some_and(|r| r == "decode-prompt") {
+    if option("decode-prompt") {
         for (n, token) in prompt.iter().enumerate() {
             next = record(&[*token], n, engine.decode(*token, &wanted)?)?;
         }

@@ -55,10 +55,9 @@ __device__ __forceinline__ const u8* next_slot(const Ring& r) {
     return r.slots + r.at * SLOT;
 }
 
-// All that this warp reads of the slot is in registers.
-__device__ __forceinline__ void done_with_slot(Ring& r, int lane) {
-    __syncwarp();
-    if (lane == 0) slot_release(r.empty + r.at * 8);
+// All that this lane reads of the slot is in registers. Every lane says so for itself.
+__device__ __forceinline__ void done_with_slot(Ring& r) {
+    slot_release(r.empty + r.at * 8);
     if (++r.at == SLOTS) {
         r.at = 0;
         r.parity ^= 1;
@@ -194,14 +193,6 @@ __device__ __forceinline__ float dot8(const float w[8], uint4 x, float sum) {
     return fmaf(w[7], high(x.w), sum);
 }
 
-// The one format of all matrices, if there is but one: known when compiled.
-#define ONE_FORMAT ((FORMATS & (FORMATS - 1)) == 0)
-__device__ constexpr u32 the_format() {
-    u32 f = 0;
-    while (!((FORMATS >> f) & 1)) f++;
-    return f;
-}
-
 // Four values of every lane summed over the warp; lanes 8 v .. 8 v + 8 get the sum of the v-th.
 __device__ __forceinline__ float four_sums(float a, float b, float c, float d, int lane) {
     const bool upper = lane & 16, odd = lane & 8;
@@ -215,19 +206,19 @@ __device__ __forceinline__ float four_sums(float a, float b, float c, float d, i
 
 // A segment in one format: nothing branches, so that all of it is under way at once.
 template <u32 FORMAT>
-__device__ __forceinline__ float product_of(const u8* slot, const float* x, const float* totals, int length, int lane) {
+__device__ __forceinline__ float product_of(const u8* slot, const uint4* x, const float* totals, int length, int lane) {
+    constexpr bool everywhere = FORMAT == F16 || FORMAT == F32;
     float sum = 0;
 #pragma unroll
     for (int it = 0; it < SEG / 256; it++) {
+        const float more = round_sum(FORMAT, slot, it, x[it], totals[it], length, lane);
         // Past the row's end the slot holds what was there before.
-        const int e = it * 256 + lane * 8;
-        const float more = product8(FORMAT, slot, e, x + it * 8, totals[it]);
-        sum += e < length ? more : 0.0f;
+        sum += FORMAT <= F32 || it * 256 + first_four(lane) < length ? more : 0.0f;
     }
-    return sum;
+    return everywhere || has_sum(lane) ? sum : 0.0f;
 }
 template <u32 FORMAT = BF16>
-__device__ __forceinline__ float product(u32 format, const u8* slot, const float* x, const float* totals, int length,
+__device__ __forceinline__ float product(u32 format, const u8* slot, const uint4* x, const float* totals, int length,
                                          int lane) {
     if constexpr (FORMAT < Q6_K) {
         if (!HAS(FORMAT) || format != FORMAT) return product<FORMAT + 1>(format, slot, x, totals, length, lane);
@@ -235,20 +226,35 @@ __device__ __forceinline__ float product(u32 format, const u8* slot, const float
     return product_of<FORMAT>(slot, x, totals, length, lane);
 }
 
+// Formats of a phase's matrices, a byte each.
+__device__ __forceinline__ u32 formats_of(const Step& p, const Layer* layers, int phase, int kind) {
+    if (kind == PHASES) return p.head.format;
+    const Mat* m = &layers[phase / PHASES].q;
+    if (kind == QKV) return m[0].format | m[1].format << 8 | m[2].format << 16;
+    if (kind == GATE_UP) return m[4].format | m[5].format << 8;
+    return m[kind == O_PROJ ? 3 : 6].format;
+}
+
+// Whether all rows are whole segments.
+#define WHOLE (D_MODEL % SEG == 0 && QD % SEG == 0 && FFN % SEG == 0)
+
 // This warp's tasks of a phase.
 __device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& ring, int phase, int kind, int warp,
                                          int lane) {
     constexpr int rounds = SEG / 256;
     const int width = width_of(kind);
     // The input's segment stays in registers for as long as it is the same.
-    float kept[rounds * 8], totals[rounds];
+    uint4 kept[rounds];
+    float totals[rounds];
     int held = -1;
     Task task = first_task(kind, warp);
-    const int n = bounds[kind].y * task.segs;
+    const int first = bounds[kind].x, n = bounds[kind].y * task.segs;
+    // By a shuffle, so that the compiler knows all lanes to agree.
+    const u32 formats = __shfl_sync(0xffffffffu, formats_of(p, s.layers, phase, kind), 0);
     while (task.i < n) {
         // The last of up to four tasks' sums is `a`.
         float a = 0, b = 0, c = 0, d = 0;
-        const int first = task.i;
+        const int first_task = task.i;
         int count = 0;
 #pragma unroll 1
         do {
@@ -256,27 +262,23 @@ __device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& r
                 held = task.seg;
 #pragma unroll
                 for (int it = 0; it < rounds; it++) {
-                    const int e = held * SEG + it * 256 + lane * 8;
-                    const uint4 x = e < width ? *(const uint4*)(s.x + e) : make_uint4(0, 0, 0, 0);
-                    kept[it * 8 + 0] = low(x.x); kept[it * 8 + 1] = high(x.x);
-                    kept[it * 8 + 2] = low(x.y); kept[it * 8 + 3] = high(x.y);
-                    kept[it * 8 + 4] = low(x.z); kept[it * 8 + 5] = high(x.z);
-                    kept[it * 8 + 6] = low(x.w); kept[it * 8 + 7] = high(x.w);
-                    float total = 0;
-#pragma unroll
-                    for (int j = 0; j < 8; j++) total += kept[it * 8 + j];
-                    totals[it] = total;
+                    const int e = held * SEG + it * 256 + first_four(lane);
+                    const uint2 none = make_uint2(0, 0), ones = make_uint2(0x3f803f80u, 0x3f803f80u);
+                    kept[it] = paired(e < width ? *(const uint2*)(s.x + e) : none,
+                                      e + NEXT_FOUR < width ? *(const uint2*)(s.x + e + NEXT_FOUR) : none);
+                    totals[it] = NEED_TOTALS ? group_sum(ones, ones, kept[it], lane) : 0.0f;
                 }
             }
             u32 format = the_format();
             if (!ONE_FORMAT) {
-                int row = bounds[kind].x + task.row;
-                format = matrix_of(p, s.layers, phase, kind, row).format;
+                const int row = first + task.row;
+                const int which = kind == QKV ? (row >= QD) + (row >= QD + KD) : kind == GATE_UP ? row & 1 : 0;
+                format = formats >> 8 * which & 255;
             }
-            const int length = min(SEG, width - task.seg * SEG);
+            const int length = WHOLE ? SEG : min(SEG, width - task.seg * SEG);
             const u8* slot = next_slot(ring);
             const float sum = product(format, slot, kept, totals, length, lane);
-            done_with_slot(ring, lane);
+            done_with_slot(ring);
             d = c;
             c = b;
             b = a;
@@ -286,7 +288,7 @@ __device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& r
         } while (count < 4 && task.i < n);
         const float sum = four_sums(a, b, c, d, lane);
         const int which = count - 1 - lane / 8;
-        if (lane % 8 == 0 && which >= 0) s.sums[first + which * WARPS] = sum;
+        if (lane % 8 == 0 && which >= 0) s.sums[first_task + which * WARPS] = sum;
     }
     block_sync();
 }

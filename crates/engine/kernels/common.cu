@@ -17,6 +17,11 @@ typedef unsigned long long u64;
 #define TAPS 1
 #endif
 
+// A bug that is kept: exchange.cu.
+#ifndef BARRIER_BUG
+#define BARRIER_BUG 0
+#endif
+
 #define NEG_INF __int_as_float(0xff800000)
 
 // A matrix, row by row. A row is cut into segments of SEG elements; each starts at a multiple of 16 bytes.

@@ -70,14 +70,15 @@ __device__ __forceinline__ void head_phase(const Step& p, const Shared& s, int p
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode(const __grid_constant__ Step p) {
+extern "C" __global__ void __launch_bounds__(THREADS + 32 * FEEDERS, 1) decode(const __grid_constant__ Step p) {
     extern __shared__ __align__(128) u8 memory[];
     const Shared s = carve(memory);
     // By a shuffle, so that the compiler knows all lanes to agree.
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
-    for (int i = threadIdx.x; i < LAYERS * (int)sizeof(Layer) / 16; i += THREADS + 32)
+    for (int i = threadIdx.x; i < LAYERS * (int)sizeof(Layer) / 16; i += THREADS + 32 * FEEDERS)
         ((uint4*)s.layers)[i] = ((const uint4*)p.layers)[i];
-    for (int i = threadIdx.x; i < 2 * WARPS * SLOTS; i += THREADS + 32) slot_init(shared_address(s.full + i));
+    // Full once the copy's lane and its bytes have arrived; empty once all lanes of the reading warp have.
+    for (int i = threadIdx.x; i < 2 * WARPS * SLOTS; i += THREADS + 32 * FEEDERS) slot_init(shared_address(s.full + i), i < WARPS * SLOTS ? 1 : 32);
     if (threadIdx.x <= PHASES) {
         const int lo = first_row(threadIdx.x, blockIdx.x);
         bounds[threadIdx.x] = make_int2(lo, first_row(threadIdx.x, blockIdx.x + 1) - lo);
@@ -91,8 +92,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) decode(const __gri
     at.reads_keys = at.head < HEADS;
     at.position = p.position >= 0 ? p.position : __ldcg(p.state);
     __syncthreads();
-    if (warp == WARPS) {
-        feed(p, at, s.layers, bounds, shared_address(s.ring), shared_address(s.full), shared_address(s.empty), lane);
+    if (warp >= WARPS) {
+        const int served = lane < WARPS / FEEDERS ? warp - WARPS + lane * FEEDERS : WARPS;
+        feed(p, at, s.layers, bounds, shared_address(s.ring), shared_address(s.full), shared_address(s.empty), served);
         return;
     }
     Ring ring;

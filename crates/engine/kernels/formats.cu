@@ -3,22 +3,27 @@
 enum { BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K };
 #define HAS(format) ((FORMATS >> (format)) & 1)
 
+// The one format of all matrices, if there is but one: known when compiled.
+#define ONE_FORMAT ((FORMATS & (FORMATS - 1)) == 0)
+__device__ constexpr u32 the_format() {
+    u32 f = 0;
+    while (!((FORMATS >> f) & 1)) f++;
+    return f;
+}
+
 // Bytes of a segment with n elements. Blocks begin at multiples of four bytes, and so do their quants: cuda/weights.rs
-// puts two bytes behind the scale of a Q4_0, Q5_0 or Q8_0 block and at the end of a Q6_K one.
+// puts two bytes behind the scale of a Q4_0, Q5_0 or Q8_0 block and at the end of a Q6_K one, and gives every scale and
+// every minimum of a Q4_K or Q5_K block a byte, group by group.
 __device__ __forceinline__ u32 segment_bytes(u32 format, u32 n) {
-    u32 bytes = 0;
-    switch (format) {
-        case BF16: case F16: bytes = n * 2; break;
-        case F32: bytes = n * 4; break;
-        case Q4_0: bytes = n / 32 * 20; break;
-        case Q4_1: bytes = n / 32 * 20; break;
-        case Q5_0: bytes = n / 32 * 24; break;
-        case Q8_0: bytes = n / 32 * 36; break;
-        case Q4_K: bytes = n / 256 * 144; break;
-        case Q5_K: bytes = n / 256 * 176; break;
-        default: bytes = n / 256 * 212; break;
-    }
-    return (bytes + 15) & ~15u;
+    u32 of256 = 212;
+    if ((HAS(BF16) && format == BF16) || (HAS(F16) && format == F16)) of256 = 512;
+    if (HAS(F32) && format == F32) of256 = 1024;
+    if ((HAS(Q4_0) && format == Q4_0) || (HAS(Q4_1) && format == Q4_1)) of256 = 160;
+    if (HAS(Q5_0) && format == Q5_0) of256 = 192;
+    if (HAS(Q8_0) && format == Q8_0) of256 = 288;
+    if (HAS(Q4_K) && format == Q4_K) of256 = 148;
+    if (HAS(Q5_K) && format == Q5_K) of256 = 180;
+    return (n / 8 * of256 / 32 + 15) & ~15u;
 }
 
 // A small whole number as float without a conversion instruction.
@@ -27,20 +32,6 @@ __device__ __forceinline__ float small(u32 n) { return __uint_as_float(0x4b00000
 // Eight bytes at a multiple of four.
 __device__ __forceinline__ uint2 bytes8(const u8* p) { return make_uint2(((const u32*)p)[0], ((const u32*)p)[1]); }
 __device__ __forceinline__ u32 byte_of(uint2 b, int i) { return ((i < 4 ? b.x : b.y) >> (8 * (i & 3))) & 255; }
-
-// Scale and minimum of group g of a Q4_K or Q5_K block.
-__device__ __forceinline__ void k_scale(const u8* s, int g, float& scale, float& minimum) {
-    u32 a, b;
-    if (g < 4) {
-        a = s[g] & 63;
-        b = s[g + 4] & 63;
-    } else {
-        a = (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
-        b = (s[g + 4] >> 4) | (s[g] >> 6) << 4;
-    }
-    scale = small(a);
-    minimum = small(b);
-}
 
 // Elements e .. e + 8 of a segment; e is a multiple of 8.
 __device__ __forceinline__ void load8(u32 format, const u8* s, u32 e, float out[8]) {
@@ -102,27 +93,21 @@ __device__ __forceinline__ void load8(u32 format, const u8* s, u32 e, float out[
         return;
     }
     if (HAS(Q4_K) && format == Q4_K) {
-        const u8* b = s + (e >> 8) * 144;
+        const u8* b = s + (e >> 8) * 148;
         const int at = e & 255, g = at >> 5;
-        float scale, minimum;
-        k_scale(b + 4, g, scale, minimum);
-        scale *= half_at(b);
-        minimum *= half_at(b + 2);
-        const uint2 q = *(const uint2*)(b + 16 + 32 * (g >> 1) + r);
+        const float scale = half_at(b) * small(b[4 + 2 * g]), minimum = half_at(b + 2) * small(b[5 + 2 * g]);
+        const uint2 q = bytes8(b + 20 + 32 * (g >> 1) + r);
         const int shift = (g & 1) * 4;
 #pragma unroll
         for (int i = 0; i < 8; i++) out[i] = scale * small(byte_of(q, i) >> shift & 15) - minimum;
         return;
     }
     if (HAS(Q5_K) && format == Q5_K) {
-        const u8* b = s + (e >> 8) * 176;
+        const u8* b = s + (e >> 8) * 180;
         const int at = e & 255, g = at >> 5;
-        float scale, minimum;
-        k_scale(b + 4, g, scale, minimum);
-        scale *= half_at(b);
-        minimum *= half_at(b + 2);
-        const uint2 fifth = *(const uint2*)(b + 16 + r);
-        const uint2 q = *(const uint2*)(b + 48 + 32 * (g >> 1) + r);
+        const float scale = half_at(b) * small(b[4 + 2 * g]), minimum = half_at(b + 2) * small(b[5 + 2 * g]);
+        const uint2 fifth = bytes8(b + 20 + r);
+        const uint2 q = bytes8(b + 52 + 32 * (g >> 1) + r);
         const int shift = (g & 1) * 4;
 #pragma unroll
         for (int i = 0; i < 8; i++)
@@ -149,105 +134,159 @@ __device__ __forceinline__ void load8_of_row(const Mat& m, long long row, u32 e,
     load8(m.format, s, e % SEG, out);
 }
 
-// The products of elements e .. e + 8 of a segment with x, summed; `total` is the sum of x. Blocks' scales and minima
-// are applied to sums: a quant q stands in the fraction of 128 + q, and what that adds is taken off with the minimum.
+// A segment times the input, on tensor cores. A round takes 256 elements as eight groups of 32, a group for four lanes:
+// the groups are the rows of one matrix and, of the input, the columns of the other, and what is wanted lies on the
+// product's diagonal. Every lane gives its own weights and the input's elements at the same places, so nothing has to
+// change places; one lane of four ends up with the group's sum. Quants are whole numbers that bf16 holds exactly.
+//
+// A lane has eight elements of a round, in two fours. Where quants are packed, both fours of a group of 16 + 16.
+#define PACKED ((FORMATS & ~(1 << BF16 | 1 << F16 | 1 << F32)) != 0)
+#define NEED_TOTALS (HAS(Q4_1) || HAS(Q4_K) || HAS(Q5_K))
+__device__ __forceinline__ int first_four(int lane) { return PACKED ? lane / 4 * 32 + lane % 4 * 4 : lane * 8; }
+#define NEXT_FOUR (PACKED ? 16 : 4)
+// Eight elements as the products take them: first the pairs that meet the first half of the input, x and z; then those
+// that meet the other. Of packed quants a pair is two even or two odd places of a four, and a half is a four.
+__device__ __forceinline__ uint4 paired(uint2 x, uint2 y) {
+    if (!PACKED) return make_uint4(x.x, y.x, x.y, y.y);
+    return make_uint4(__byte_perm(x.x, x.y, 0x5410), __byte_perm(x.x, x.y, 0x7632), __byte_perm(y.x, y.y, 0x5410),
+                      __byte_perm(y.x, y.y, 0x7632));
+}
 
-__device__ __forceinline__ float times(const uint2 q, const float x[8]) {
-    float even = 0, odd = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float w = __uint_as_float(__byte_perm(i < 4 ? q.x : q.y, 0x43000000u, 0x7044 | (i & 3) << 8));
-        if (i & 1) odd = fmaf(w, x[i], odd);
-        else even = fmaf(w, x[i], even);
-    }
-    return even + odd;
+// Two halves of weights, each times its half of the input, summed over this lane's group where `has_sum`.
+__device__ __forceinline__ float2 half_sums(uint2 w, uint2 v, uint4 x, int lane) {
+    float a, b, c, d, e, f, g, h;
+    asm("{ .reg .f32 z; mov.f32 z, 0f00000000;\n"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {z, z, z, z}; }"
+        : "=f"(a), "=f"(b), "=f"(c), "=f"(d)
+        : "r"(w.x), "r"(v.x), "r"(w.y), "r"(v.y), "r"(x.x), "r"(x.y));
+    asm("{ .reg .f32 z; mov.f32 z, 0f00000000;\n"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {z, z, z, z}; }"
+        : "=f"(e), "=f"(f), "=f"(g), "=f"(h)
+        : "r"(w.x), "r"(v.x), "r"(w.y), "r"(v.y), "r"(x.z), "r"(x.w));
+    return lane & 4 ? make_float2(b, h) : make_float2(a, g);
 }
-__device__ __forceinline__ uint2 nibbles(uint2 q, int shift) {
-    return make_uint2(q.x >> shift & 0x0f0f0f0fu, q.y >> shift & 0x0f0f0f0fu);
+__device__ __forceinline__ float group_sum(uint2 w, uint2 v, uint4 x, int lane) {
+    const float2 s = half_sums(w, v, x, lane);
+    return s.x + s.y;
 }
+__device__ __forceinline__ bool has_sum(int lane) { return (lane & 3) == lane >> 3; }
+
+__device__ __forceinline__ u32 minus(u32 a, u32 b) {
+    u32 r;
+    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+// Four bytes below 128 as numbers, less `offset`: 128 + q has q in its fraction. `base` is 128 + offset, twice.
+__device__ __forceinline__ uint2 numbers(u32 q, u32 base) {
+    return make_uint2(minus(__byte_perm(q, 0x43434343u, 0x4240), base), minus(__byte_perm(q, 0x43434343u, 0x4341), base));
+}
+// Four signed bytes: the sign's bit makes 256 of the 128 that is taken off.
+__device__ __forceinline__ uint2 signed_numbers(u32 q) {
+    const u32 low = q & 0x7f7f7f7fu, sign = q & 0x80808080u;
+    return make_uint2(minus(__byte_perm(low, 0x43434343u, 0x4240), __byte_perm(sign, 0x43434343u, 0x4240)),
+                      minus(__byte_perm(low, 0x43434343u, 0x4341), __byte_perm(sign, 0x43434343u, 0x4341)));
+}
+#define LESS_0 0x43004300u
+#define LESS_8 0x43084308u
+#define LESS_16 0x43104310u
+#define LESS_32 0x43204320u
+#define NIBBLES 0x0f0f0f0fu
+
 // Bit `from` + i of `bits` as bit 4 of byte i.
 __device__ __forceinline__ u32 fifths(u32 bits, int from) {
     const u32 b = bits >> from & 15;
     return (b * 0x00204081u & 0x01010101u) << 4;
 }
-// Scale and minimum of group g of a Q4_K or Q5_K block, whole; `head` is its first 16 bytes.
-__device__ __forceinline__ float2 k_scales(uint4 head, int g) {
-    const u32 at = 0x4440 | (g & 3);
-    const u32 a = __byte_perm(head.y, 0, at), b = __byte_perm(head.z, 0, at), c = __byte_perm(head.w, 0, at);
-    const u32 scale = g < 4 ? a & 63 : (c & 15) | (a >> 2 & 0x30);
-    const u32 minimum = g < 4 ? b & 63 : c >> 4 | (b >> 2 & 0x30);
-    float d, m;
-    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(d), "=f"(m) : "r"(head.x));
-    return make_float2(d * small(scale), m * small(minimum));
+__device__ __forceinline__ float2 halves(u32 h) {
+    float a, b;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(a), "=f"(b) : "r"(h));
+    return make_float2(a, b);
 }
+// Scale and minimum of group g of a Q4_K or Q5_K block, whole.
+__device__ __forceinline__ float2 k_scales(const u8* b, int g) {
+    const float2 d = halves(*(const u32*)b);
+    const u32 of = *(const u16*)(b + 4 + 2 * g);
+    return make_float2(d.x * small(of & 255), d.y * small(of >> 8));
+}
+__device__ __forceinline__ u32 word(const u8* p) { return *(const u32*)p; }
 
-__device__ __forceinline__ float product8(u32 format, const u8* s, u32 e, const float x[8], float total) {
-    const int r = e & 31;
+// The part of a segment's product that round `it` adds in this lane; only lanes that `has_sum` count, but for F16 and
+// F32, where every lane counts. `x` is the lane's input, `total` the input's sum over the group.
+__device__ __forceinline__ float round_sum(u32 format, const u8* s, int it, uint4 x, float total, int length, int lane) {
+    const int g = lane / 4, t = lane % 4 * 4;
+    const int block = it * 8 + g;  // of 32
     if (HAS(Q4_0) && format == Q4_0) {
-        const u8* b = s + (e >> 5) * 20;
-        return half_at(b) * (times(nibbles(bytes8(b + 4 + (r & 15)), r >> 4 << 2), x) - 136.0f * total);
+        const u8* b = s + block * 20;
+        const u32 q = word(b + 4 + t);
+        return half_at(b) * group_sum(numbers(q & NIBBLES, LESS_8), numbers(q >> 4 & NIBBLES, LESS_8), x, lane);
     }
     if (HAS(Q4_1) && format == Q4_1) {
-        const u8* b = s + (e >> 5) * 20;
-        const float d = half_at(b);
-        return fmaf(d, times(nibbles(bytes8(b + 4 + (r & 15)), r >> 4 << 2), x), (half_at(b + 2) - 128.0f * d) * total);
+        const u8* b = s + block * 20;
+        const float2 d = halves(word(b));
+        const u32 q = word(b + 4 + t);
+        return fmaf(d.x, group_sum(numbers(q & NIBBLES, LESS_0), numbers(q >> 4 & NIBBLES, LESS_0), x, lane), d.y * total);
     }
     if (HAS(Q5_0) && format == Q5_0) {
-        const u8* b = s + (e >> 5) * 24;
-        const u32 fifth = *(const u32*)(b + 4);
-        uint2 q = nibbles(bytes8(b + 8 + (r & 15)), r >> 4 << 2);
-        q.x |= fifths(fifth, r);
-        q.y |= fifths(fifth, r + 4);
-        return half_at(b) * (times(q, x) - 144.0f * total);
+        const u8* b = s + block * 24;
+        const u32 fifth = word(b + 4), q = word(b + 8 + t);
+        const u32 w = (q & NIBBLES) | fifths(fifth, t), v = (q >> 4 & NIBBLES) | fifths(fifth, 16 + t);
+        return half_at(b) * group_sum(numbers(w, LESS_16), numbers(v, LESS_16), x, lane);
     }
     if (HAS(Q8_0) && format == Q8_0) {
-        const u8* b = s + (e >> 5) * 36;
-        uint2 q = bytes8(b + 4 + r);
-        q.x ^= 0x80808080u;
-        q.y ^= 0x80808080u;
-        float even = 0, odd = 0;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float w = __uint_as_float(__byte_perm(i < 4 ? q.x : q.y, 0x4b000000u, 0x7440 | (i & 3))) - 8388736.0f;
-            if (i & 1) odd = fmaf(w, x[i], odd);
-            else even = fmaf(w, x[i], even);
-        }
-        return half_at(b) * (even + odd);
+        const u8* b = s + block * 36;
+        return half_at(b) * group_sum(signed_numbers(word(b + 4 + t)), signed_numbers(word(b + 20 + t)), x, lane);
     }
     if (HAS(Q4_K) && format == Q4_K) {
-        const u8* b = s + (e >> 8) * 144;
-        const int g = (e & 255) >> 5;
-        const float2 of = k_scales(*(const uint4*)b, g);
-        const uint2 q = nibbles(*(const uint2*)(b + 16 + 32 * (g >> 1) + r), (g & 1) * 4);
-        return fmaf(of.x, times(q, x), -(of.y + 128.0f * of.x) * total);
+        const u8* b = s + it * 148;
+        const float2 of = k_scales(b, g);
+        const u8* q = b + 20 + g / 2 * 32 + t;
+        const int shift = g % 2 * 4;
+        const uint2 w = numbers(word(q) >> shift & NIBBLES, LESS_0), v = numbers(word(q + 16) >> shift & NIBBLES, LESS_0);
+        return fmaf(of.x, group_sum(w, v, x, lane), -of.y * total);
     }
     if (HAS(Q5_K) && format == Q5_K) {
-        const u8* b = s + (e >> 8) * 176;
-        const int g = (e & 255) >> 5;
-        const float2 of = k_scales(*(const uint4*)b, g);
-        uint2 q = nibbles(*(const uint2*)(b + 48 + 32 * (g >> 1) + r), (g & 1) * 4);
-        const uint2 fifth = *(const uint2*)(b + 16 + r);
-        q.x |= (fifth.x >> g & 0x01010101u) << 4;
-        q.y |= (fifth.y >> g & 0x01010101u) << 4;
-        return fmaf(of.x, times(q, x), -(of.y + 128.0f * of.x) * total);
+        const u8* b = s + it * 180;
+        const float2 of = k_scales(b, g);
+        const u8* q = b + 52 + g / 2 * 32 + t;
+        const int shift = g % 2 * 4;
+        const u32 w = (word(q) >> shift & NIBBLES) | (word(b + 20 + t) >> g & 0x01010101u) << 4;
+        const u32 v = (word(q + 16) >> shift & NIBBLES) | (word(b + 36 + t) >> g & 0x01010101u) << 4;
+        return fmaf(of.x, group_sum(numbers(w, LESS_0), numbers(v, LESS_0), x, lane), -of.y * total);
     }
     if (HAS(Q6_K) && format == Q6_K) {
-        const u8* b = s + (e >> 8) * 212;
-        const int at = e & 255, h = at >> 7, within = at & 127, plane = within >> 5;
-        const float scale = half_at(b + 208) * (small(b[192 + 8 * h + (within >> 4)] ^ 128u) - 128.0f);
-        uint2 q = nibbles(bytes8(b + 64 * h + 32 * (plane & 1) + r), plane >> 1 << 2);
-        const uint2 top = bytes8(b + 128 + 32 * h + r);
-        q.x |= (top.x >> (2 * plane) & 0x03030303u) << 4;
-        q.y |= (top.y >> (2 * plane) & 0x03030303u) << 4;
-        return scale * (times(q, x) - 160.0f * total);
+        const u8* b = s + it * 212;
+        const u8* q = b + g / 4 * 64 + g % 2 * 32 + t;
+        const u8* top = b + 128 + g / 4 * 32 + t;
+        const int shift = g % 4 / 2 * 4, from = g % 4 * 2;
+        const u32 w = (word(q) >> shift & NIBBLES) | (word(top) >> from & 0x03030303u) << 4;
+        const u32 v = (word(q + 16) >> shift & NIBBLES) | (word(top + 16) >> from & 0x03030303u) << 4;
+        const u32 scales = *(const u16*)(b + 192 + 2 * g) ^ 0x8080u;
+        const float2 sums = half_sums(numbers(w, LESS_32), numbers(v, LESS_32), x, lane);
+        return half_at(b + 208) * fmaf(small(scales & 255) - 128.0f, sums.x, (small(scales >> 8) - 128.0f) * sums.y);
     }
-    float w[8];
-    load8(format, s, e, w);
-    float even = 0, odd = 0;
+    const int e = it * 256 + first_four(lane);
+    if (HAS(BF16) && format == BF16) {
+        // Past the row's end the slot holds what was there before.
+        uint4 w = make_uint4(0, 0, 0, 0);
+        if (!PACKED) {
+            if (e < length) w = *(const uint4*)(s + e * 2);
+            w = make_uint4(w.x, w.z, w.y, w.w);
+        } else {
+            const uint2 none = make_uint2(0, 0);
+            w = paired(e < length ? *(const uint2*)(s + e * 2) : none,
+                       e + NEXT_FOUR < length ? *(const uint2*)(s + (e + NEXT_FOUR) * 2) : none);
+        }
+        return group_sum(make_uint2(w.x, w.y), make_uint2(w.z, w.w), x, lane);
+    }
+    const float in[8] = {low(x.x), PACKED ? low(x.y) : high(x.x), PACKED ? high(x.x) : low(x.z),
+                         PACKED ? high(x.y) : high(x.z), PACKED ? low(x.z) : low(x.y), PACKED ? low(x.w) : high(x.y),
+                         PACKED ? high(x.z) : low(x.w), high(x.w)};
+    float sum = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        if (i & 1) odd = fmaf(w[i], x[i], odd);
-        else even = fmaf(w[i], x[i], even);
+        const int at = e + (i < 4 ? i : NEXT_FOUR + i - 4);
+        if (at >= length) continue;
+        sum = fmaf(HAS(F16) && format == F16 ? half_at(s + at * 2) : *(const float*)(s + at * 4), in[i], sum);
     }
-    return even + odd;
+    return sum;
 }

@@ -1,13 +1,16 @@
 // The stream of weights and cached keys that every warp reads, in the order of a forward pass.
 //
 // What a warp will multiply is known before the activations are: only those need other blocks. So each warp owns a
-// ring of slots in shared memory, and one more warp, the feeder, fills the rings: a lane serves a warp. It runs ahead
-// of the phases for as long as there is room, and never has more than a few slots of a ring under way: what lies in the
+// ring of slots in shared memory, and a few more warps, the feeders, fill the rings: a lane serves a warp. They run ahead
+// of the phases for as long as there is room, and never have more than a few slots of a ring under way: what lies in the
 // memory's queues delays the values that blocks hand to each other.
 
 #define THREADS (WARPS * 32)  // those that compute
 #define SLOT 2048
-#define UNDER_WAY 4  // slots of a ring, at most
+// Slots of a ring that are under way, at most: of a layer's weights, of keys and values, of the output matrix.
+#define UNDER_WAY 1
+#define UNDER_WAY_KEYS 4
+#define UNDER_WAY_HEAD 6
 
 // Phases of a layer, in order; one more, HEAD, follows the last layer.
 enum { QKV, ATTENTION, O_PROJ, GATE_UP, DOWN, PHASES };
@@ -69,8 +72,8 @@ __device__ __forceinline__ Keys keys_of(int position, int window) {
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-__device__ __forceinline__ void slot_init(u32 barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+__device__ __forceinline__ void slot_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void slot_fill(u32 slot, u32 barrier, u64 from, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -157,15 +160,16 @@ __device__ __forceinline__ void next_task(Task& t) {
     t.seg += t.more - (over ? t.segs : 0);
 }
 
-// Fills the rings until all that this launch reads is under way. All lanes stay together; lane w serves warp w.
+// Fills rings until all that this launch reads is under way. All lanes stay together; each serves one warp, or none.
 __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer* layers, const int2* bounds, u32 ring,
-                                     u32 full, u32 empty, int lane) {
-    ring += lane * SLOTS * SLOT;
-    full += lane * SLOTS * 8;
-    empty += lane * SLOTS * 8;
-    int phase = lane < WARPS ? p.first : HEAD_PHASE + 1;
+                                     u32 full, u32 empty, int warp) {
+    ring += warp * SLOTS * SLOT;
+    full += warp * SLOTS * 8;
+    empty += warp * SLOTS * 8;
+    int phase = warp < WARPS ? p.first : HEAD_PHASE + 1;
     int kind = p.first ? PHASES : QKV;
-    Task task = first_task(kind, lane);
+    Task task = first_task(kind, warp);
+    int rows_from = bounds[kind].x;
     int n = bounds[kind].y * task.segs;
     int slot = 0, oldest = 0, under_way = 0;
     u32 filled = 1, landed = 0;     // parities; of slots that were never read, the first wait returns at once
@@ -176,11 +180,12 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
         bool go = phase <= HEAD_PHASE;
         if (go && left <= 0 && task.i >= n) {
             kind = ++phase == HEAD_PHASE ? PHASES : phase % PHASES;
-            task = first_task(kind, lane);
+            task = first_task(kind, warp);
+            rows_from = bounds[kind].x;
             n = kind == ATTENTION ? 0 : bounds[kind].y * task.segs;
             const Keys of = keys_of(at.position, (int)layers[min(phase / PHASES, LAYERS - 1)].window);
             if (phase < HEAD_PHASE && kind == ATTENTION && at.reads_keys && at.split < of.splits) {
-                const int key = (of.begin + at.split * WARPS + lane) * SLOT_KEYS;
+                const int key = (of.begin + at.split * WARPS + warp) * SLOT_KEYS;
                 left = at.position - key;
                 stride = of.splits * WARPS * SLOT_KEYS;
                 plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
@@ -188,7 +193,7 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
             }
             go = left > 0 || (task.i < n && phase <= HEAD_PHASE);
         }
-        if (go && under_way == UNDER_WAY) {
+        if (go && under_way >= (left > 0 ? UNDER_WAY_KEYS : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY)) {
             go = slot_ready(full + oldest * 8, landed);
             if (go) {
                 under_way--;
@@ -211,11 +216,12 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
                 }
                 values = !values;
             } else {
-                int row = bounds[kind].x + task.row;
+                int row = rows_from + task.row;
                 const Mat& m = matrix_of(p, layers, phase, kind, row);
-                const u32 whole = segment_bytes(m.format, SEG);
+                const u32 format = ONE_FORMAT ? the_format() : m.format;
+                const u32 whole = segment_bytes(format, SEG);
                 from = m.at + (u64)row * m.stride + task.seg * whole;
-                bytes = task.seg + 1 < task.segs ? whole : segment_bytes(m.format, width_of(kind) - task.seg * SEG);
+                bytes = task.seg + 1 < task.segs ? whole : segment_bytes(format, width_of(kind) - task.seg * SEG);
                 next_task(task);
             }
             slot_fill(ring + slot * SLOT, full + slot * 8, from, bytes);

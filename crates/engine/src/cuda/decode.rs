@@ -5,14 +5,16 @@ use firstdiff_tensor::DType;
 
 use crate::cuda::device::{Buffer, Gpu, Kind, Shape};
 use crate::cuda::plan::{LAYER_TAPS, Plan};
-use crate::cuda::weights::Mat;
+use crate::cuda::weights::{Mat, Storing};
 use crate::cuda::{Error, Tap, Wanted};
 
 /// Warps of a block that compute, and bytes of a slot: as `kernels/stream.cu` has them.
 pub(super) const WARPS: usize = 8;
 const SLOT: usize = 2048;
-/// Threads of a block: one more warp fills the rings.
-const THREADS: u32 = (WARPS as u32 + 1) * 32;
+/// Warps of a block that fill the rings: short slots, those of quantised rows, take more of them.
+fn feeders(formats: u32) -> usize {
+    if formats == 1 { 2 } else { 4 }
+}
 /// Phases of a layer.
 pub(super) const PHASES: i32 = 5;
 
@@ -54,6 +56,7 @@ crate::cuda::device::arguments!(StepArgs);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub slots: usize,
+    pub feeders: usize,
     pub x_bytes: usize,
     pub own_bytes: usize,
     pub sum_bytes: usize,
@@ -69,7 +72,7 @@ impl Layout {
     /// As many slots as `room` bytes allow, at most `most`.
     pub fn new(
         plan: &Plan,
-        segment: usize,
+        storing: Storing,
         blocks: usize,
         room: usize,
         most: usize,
@@ -77,7 +80,7 @@ impl Layout {
         let widest = plan.hidden.max(plan.q_dim()).max(plan.ffn);
         let x_bytes = (widest * 2).next_multiple_of(16);
         let own_bytes = (owned(plan.hidden, blocks) * 2).next_multiple_of(16);
-        let tasks = |rows: usize, width: usize| owned(rows, blocks) * width.div_ceil(segment);
+        let tasks = |rows: usize, width: usize| owned(rows, blocks) * width.div_ceil(storing.segment);
         let tasks = [
             tasks(plan.q_dim() + 2 * plan.kv_dim(), plan.hidden),
             tasks(plan.hidden, plan.q_dim()),
@@ -100,11 +103,19 @@ impl Layout {
             let what = format!("its vectors leave no room in the GPU's {room} bytes of shared memory");
             return Err(Error::Unsupported { what });
         }
-        Ok(Layout { slots, x_bytes, own_bytes, sum_bytes, total: rest + slots * WARPS * (SLOT + 16) })
+        let feeders = feeders(storing.formats);
+        let total = rest + slots * WARPS * (SLOT + 16);
+        Ok(Layout { slots, feeders, x_bytes, own_bytes, sum_bytes, total })
     }
 
     pub fn shape(&self, blocks: usize) -> Shape {
-        Shape { grid: (blocks as u32, 1), block: THREADS, shared: self.total as u32, kind: Kind::Cooperative }
+        let threads = (WARPS + self.feeders) * 32;
+        Shape {
+            grid: (blocks as u32, 1),
+            block: threads as u32,
+            shared: self.total as u32,
+            kind: Kind::Cooperative,
+        }
     }
 }
 

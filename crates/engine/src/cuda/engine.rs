@@ -132,6 +132,7 @@ pub(super) fn defines(plan: &Plan, storing: Storing, layout: &Layout, blocks: us
         ("FORMATS", storing.formats.to_string()),
         number("BLOCKS", blocks),
         number("WARPS", WARPS),
+        number("FEEDERS", layout.feeders),
         number("SLOTS", layout.slots),
         number("X_BYTES", layout.x_bytes),
         number("OWN_BYTES", layout.own_bytes),
@@ -171,9 +172,8 @@ impl Engine {
             let what = format!("{} heads on a GPU of {blocks} multiprocessors", plan.heads);
             return Err(Error::Unsupported { what });
         }
-        let layout = Layout::new(&plan, storing.segment, blocks, gpu.device.shared_memory, 12)?;
-        let mut defines = defines(&plan, storing, &layout, blocks);
-        defines.push(("BARRIER_BUG", "0".into()));
+        let layout = Layout::new(&plan, storing, blocks, gpu.device.shared_memory, 12)?;
+        let defines = defines(&plan, storing, &layout, blocks);
         let kernels = Kernels::load(&gpu, &defines)?;
         allow_shared(&kernels, &layout)?;
         let blas = Blas::new(&gpu)?;

@@ -99,14 +99,37 @@ fn tensor<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c TensorInfo, 
 /// Bytes of a block as it is kept: a multiple of four, so that quants are read a word at a time.
 fn block_bytes(storage: Storage) -> usize {
     let bytes = storage.block_bytes();
-    if storage.block_len() > 1 { bytes.next_multiple_of(4) } else { bytes }
+    match storage {
+        Storage::Q4K | Storage::Q5K => bytes + 4,
+        _ if storage.block_len() > 1 => bytes.next_multiple_of(4),
+        _ => bytes,
+    }
 }
 
-/// Where the bytes that a block is longer by are put in: behind the scale, or at the end of Q6_K's.
-fn padded_at(storage: Storage) -> usize {
+/// Copies a block to where it is longer: by two bytes behind the scale, or at the end of Q6_K's. Of Q4_K and Q5_K the
+/// scales and minima of the eight groups, six bits each, get a byte each, in turn.
+fn copy_block(storage: Storage, from: &[u8], to: &mut [u8]) {
     match storage {
-        Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => 2,
-        _ => storage.block_bytes(),
+        Storage::Q4K | Storage::Q5K => {
+            to[..4].copy_from_slice(&from[..4]);
+            let packed = &from[4..16];
+            for g in 0..4 {
+                let (a, b, c) = (packed[g], packed[g + 4], packed[g + 8]);
+                let (low, high) = (2 * g + 4, 2 * g + 12);
+                to[low..low + 2].copy_from_slice(&[a & 63, b & 63]);
+                to[high..high + 2].copy_from_slice(&[c & 15 | a >> 6 << 4, c >> 4 | b >> 6 << 4]);
+            }
+            to[20..].copy_from_slice(&from[16..]);
+        }
+        _ => {
+            let at = match storage {
+                Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => 2,
+                _ => from.len(),
+            };
+            let longer = to.len() - from.len();
+            to[..at].copy_from_slice(&from[..at]);
+            to[at + longer..].copy_from_slice(&from[at..]);
+        }
     }
 }
 
@@ -167,7 +190,7 @@ impl Uploader<'_> {
             if storage == t.storage {
                 let bytes = self.checkpoint.row_bytes(t, row).unwrap_or_default();
                 let blocks = segment / storage.block_len();
-                let (stored, kept, at) = (storage.block_bytes(), block_bytes(storage), padded_at(storage));
+                let (stored, kept) = (storage.block_bytes(), block_bytes(storage));
                 let segments = out.chunks_mut((blocks * kept).next_multiple_of(16));
                 for (from, to) in bytes.chunks(blocks * stored).zip(segments) {
                     if stored == kept {
@@ -175,8 +198,7 @@ impl Uploader<'_> {
                         continue;
                     }
                     for (from, to) in from.chunks_exact(stored).zip(to.chunks_exact_mut(kept)) {
-                        to[..at].copy_from_slice(&from[..at]);
-                        to[at + kept - stored..].copy_from_slice(&from[at..]);
+                        copy_block(storage, from, to);
                     }
                 }
             } else {
@@ -238,3 +260,32 @@ impl Weights {
 }
 
 arguments!(Mat);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_of_six_bits_get_a_byte_each() {
+        // Group g has scale g + 1 and minimum 63 - g: their upper two bits lie with those of the first four groups.
+        let mut packed = [0u8; 12];
+        for g in 0..8u8 {
+            let (scale, minimum, at) = (g + 1, 63 - g, usize::from(g % 4));
+            if g < 4 {
+                packed[at] |= scale;
+                packed[at + 4] |= minimum;
+            } else {
+                packed[at + 8] = scale & 15 | (minimum & 15) << 4;
+                packed[at] |= scale >> 4 << 6;
+                packed[at + 4] |= minimum >> 4 << 6;
+            }
+        }
+        let from: Vec<u8> = [&[1, 2, 3, 4][..], &packed, &[7; 128]].concat();
+        let mut to = [0u8; 148];
+        copy_block(Storage::Q4K, &from, &mut to);
+        let expected: Vec<u8> = (0..8).flat_map(|g| [g + 1, 63 - g]).collect();
+        assert_eq!(to[..4], [1, 2, 3, 4]);
+        assert_eq!(to[4..20], expected);
+        assert_eq!(to[20..], [7; 128]);
+    }
+}
