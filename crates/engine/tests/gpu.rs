@@ -252,6 +252,8 @@ fn a_barrier_that_block_0_sets_back_lets_values_be_read_before_they_are_written(
     let steps = prompt_and_steps(20, 6, 96);
     let result = judged(&model, &mut engine, &folder.path().join("trace"), &steps, |_| {});
     assert_eq!(result.verdict, Verdict::Diverges);
+    let taps: Vec<&str> = result.findings.iter().map(|f| f.tap.as_str()).collect();
+    assert!(taps.iter().any(|t| t.ends_with("k_cache") || t.ends_with("v_cache")), "{taps:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from checkpoints import make
-from correctness import Checks
+from correctness import Checks, broken_barrier
 from gguf_file import FORMATS
 from kl import compare
 from repeat import repeat, seeds
@@ -26,7 +26,7 @@ from speed import baselines, cublas_at_these_shapes, device_rates, speed
 
 print = functools.partial(print, flush=True)
 ROOT = Path(__file__).resolve().parents[4]
-PARTS = ("rates", "checkpoints", "speed", "baselines", "check", "tiny", "seeds", "repeat", "kl", "sanitizer")
+PARTS = ("rates", "checkpoints", "speed", "baselines", "check", "tiny", "seeds", "repeat", "kl", "sanitizer", "barrier")
 MAIN = "qwen3-0.6b"
 
 
@@ -88,6 +88,12 @@ class Run:
     def kl(self):
         return compare(self.a.firstdiff, self.model(), self.c, self.work, self.a.kl_steps, device=self.a.device)
 
+    def barrier(self):
+        if not self.a.trace:
+            return {"skipped": "needs --trace"}
+        model = make(self.work / "small", MAIN, "bf16", True, self.a.device)
+        return broken_barrier(self.a.trace, self.a.firstdiff, model, self.work)
+
     def sanitizer(self):
         rows = []
         for name in self.models:
@@ -104,6 +110,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--firstdiff", required=True)
     p.add_argument("--bench", help="the example cuda_bench of crates/engine")
+    p.add_argument("--trace", help="the example cuda_trace of crates/engine")
     p.add_argument("--out", required=True)
     p.add_argument("--work", default="/tmp/firstdiff-cuda")
     p.add_argument("--parts", default=",".join(PARTS))

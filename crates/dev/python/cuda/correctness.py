@@ -63,6 +63,19 @@ def verdict(binary, trace, model, threads):
     }
 
 
+def broken_barrier(trace_binary, binary, model, work, prompt=20, steps=6):
+    """What `check` says of the barrier whose counter block 0 sets back: it must see keys or values read too early."""
+    out = Path(work) / "trace-broken-barrier"
+    shutil.rmtree(out, ignore_errors=True)
+    call([trace_binary, model, out, f"random:{prompt}", steps, "all", "broken-barrier"])
+    done = call([binary, "check", out, "--model", model, "--format", "json"], ok=(1,))
+    findings = json.loads(done["stdout"])["findings"]
+    cached = [f for f in findings if f["tap"].endswith(("k_cache", "v_cache"))]
+    assert cached, f"nothing at keys and values, but at {[f['tap'] for f in findings]}"
+    shutil.rmtree(out, ignore_errors=True)
+    return [{k: f.get(k) for k in ("step", "tap", "where", "cause")} for f in findings]
+
+
 def cases(models, formats):
     for name in models:
         for file_format in formats:
