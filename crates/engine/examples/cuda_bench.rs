@@ -66,8 +66,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             report("decode, taps off again", &e, times);
         }
         if flag("--baselines") {
-            let times = e.time_graph(context, 9);
-            report("graph, a kernel a phase", &e, times);
             let times = e.time_blas_graph(context, 9);
             report("graph, cuBLAS", &e, times);
         }

@@ -1,12 +1,13 @@
 // The stream of weights and cached keys that every warp reads, in the order of a forward pass.
 //
 // What a warp will multiply is known before the activations are: only those need other blocks. So each warp owns a
-// ring of slots in shared memory and refills a slot as soon as it is read, across phases and grid barriers. The memory
-// never waits for a barrier; a warp at a barrier finds its next slots full.
+// ring of slots in shared memory, and one more warp, the feeder, fills the rings: a lane serves a warp. It runs ahead
+// of the phases for as long as there is room, and never has more than a few slots of a ring under way: what lies in the
+// memory's queues delays the values that blocks hand to each other.
 
-#define WARPS 16
-#define THREADS (WARPS * 32)
+#define THREADS (WARPS * 32)  // those that compute
 #define SLOT 2048
+#define UNDER_WAY 4  // slots of a ring, at most
 
 // Phases of a layer, in order; one more, HEAD, follows the last layer.
 enum { QKV, ATTENTION, O_PROJ, GATE_UP, DOWN, PHASES };
@@ -20,7 +21,7 @@ enum { QKV, ATTENTION, O_PROJ, GATE_UP, DOWN, PHASES };
 #define KEY_LANES (HEAD_DIM > 128 ? 32 : HEAD_DIM > 64 ? 16 : HEAD_DIM > 32 ? 8 : HEAD_DIM > 16 ? 4 : 2)
 #define KEYS_AT_ONCE (32 / KEY_LANES)
 #define KEY_ROUNDS (SLOT_KEYS / KEYS_AT_ONCE)
-#define SPLITS (BLOCKS / KV_HEADS)
+#define SPLITS (BLOCKS / HEADS < 64 ? BLOCKS / HEADS : 64)
 
 // Of a step, for the whole grid.
 struct Step {
@@ -29,29 +30,42 @@ struct Step {
     const float* final_norm;
     const float* rope;         // a row for each position: cosines, then sines
     u16* cache;                // [layer][keys, values][kv head][context][channel]
-    u16 *x, *qkv, *heads, *act;
+    const u16* row;            // the last layer's output, where only the last phase runs
+    // Handed from block to block, as exchange.cu says: after attention, after the MLP, and in between.
+    u64 *middle, *out, *qkv, *heads, *act;
+    u64* partial;              // [query head][split][channels, maximum, sum]
     float* logits;
-    float* partial;            // [kv head][split][query head of the group][channels, maximum, sum]
-    u32* arrivals;             // [kv head], then one for the last phase; each counts up to its number and wraps
+    u32* arrivals;             // of the last phase: counts up to the number of blocks and wraps
     float* best;               // [block][value, token]
-    u32* barrier;              // counts up for ever
     int* state;                // position and token of the next step
     u32* chosen;               // where the best token goes, by position; null: nowhere
-    const uint4* schedule;     // what each warp reads, in order: address (two words), bytes, unused
-    const u32* starts;         // [block][warp][phase]: where a phase begins in the schedule
     const u64* taps;           // addresses, 0 where off; null: all off
-    u32 epoch;                 // what the barrier will have counted when all blocks of this launch start
+    u32* barrier;              // of the bug that is kept
+    u32 round;                 // of the first layer
     int context;
     int token;                 // negative: as the last step chose
     int position;              // negative: after the last step's
-    int first, last;           // phases of this launch: first .. last
+    int first;                 // phase to start with: 0, or the last
 };
 
 struct Place {
     int position;
     bool reads_keys;
-    int kv_head, split;
+    int head, kv_head, split;
 };
+
+// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks.
+struct Keys {
+    int first, begin, end, splits;
+};
+__device__ __forceinline__ Keys keys_of(int position, int window) {
+    Keys k;
+    k.first = window && position >= window ? position - window + 1 : 0;
+    k.begin = k.first / SLOT_KEYS;
+    k.end = (position + SLOT_KEYS - 1) / SLOT_KEYS;
+    k.splits = min(SPLITS, max(1, (k.end - k.begin + WARPS - 1) / WARPS));
+    return k;
+}
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -64,6 +78,17 @@ __device__ __forceinline__ void slot_fill(u32 slot, u32 barrier, u64 from, u32 b
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot),
         "l"(from), "r"(bytes), "r"(barrier)
         : "memory");
+}
+__device__ __forceinline__ void slot_release(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ bool slot_ready(u32 barrier, u32 parity) {
+    u32 done;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return done;
 }
 __device__ __forceinline__ void slot_wait(u32 barrier, u32 parity) {
     u32 done;
@@ -85,7 +110,9 @@ __device__ __forceinline__ int segs_of(int kind) {
 }
 __device__ __forceinline__ int width_of(int kind) { return kind == O_PROJ ? QD : kind == DOWN ? FFN : D_MODEL; }
 __device__ __forceinline__ int first_row(int kind, int block) {
-    const int at = (int)((long long)rows_of(kind) * block / BLOCKS);
+    if (kind == PHASES) return (int)((long long)VOCAB * block / BLOCKS);
+    // Values are handed on in pairs.
+    const int at = rows_of(kind) / 2 * block / BLOCKS * 2;
     return kind == GATE_UP ? 2 * at : at;
 }
 
@@ -110,94 +137,94 @@ __device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* laye
     }
 }
 
-// What each warp reads of the weights, in order: the same in every step, so it is written down once. Attention's place
-// is marked by an entry of 0 bytes with the layer as its address: keys depend on the position.
-extern "C" __global__ void schedule(const __grid_constant__ Step p, uint4* table, u32* starts, int most) {
-    const int warp = threadIdx.x, id = blockIdx.x * WARPS + warp;
-    u32 at = (u32)id * most;
-    for (int phase = 0; phase <= HEAD_PHASE; phase++) {
-        starts[id * (HEAD_PHASE + 2) + phase] = at;
-        const int kind = phase == HEAD_PHASE ? PHASES : phase % PHASES;
-        if (kind == ATTENTION) {
-            table[at++] = make_uint4(phase / PHASES, 0, 0, 0);
-            continue;
-        }
-        const int segs = segs_of(kind), lo = first_row(kind, blockIdx.x);
-        const int n = (first_row(kind, blockIdx.x + 1) - lo) * segs;
-        for (int i = warp; i < n; i += WARPS) {
-            const int seg = i % segs;
-            int row = lo + i / segs;
-            const Mat& m = matrix_of(p, p.layers, phase, kind, row);
-            const u32 whole = segment_bytes(m.format, SEG);
-            const u64 from = m.at + (u64)row * m.stride + seg * whole;
-            const u32 bytes = seg + 1 < segs ? whole : segment_bytes(m.format, width_of(kind) - seg * SEG);
-            table[at++] = make_uint4((u32)from, (u32)(from >> 32), bytes, 0);
-        }
-    }
-    starts[id * (HEAD_PHASE + 2) + HEAD_PHASE + 1] = at;
-}
-
-// A warp's place in its schedule. Entries are read 32 at a time, one a lane, long before they are needed.
-struct Feed {
-    u32 at, end, base;  // entries of the table
-    uint4 now, then;    // this lane's entry of the running 32 and of the next
-    u32 marks;          // which of the running 32 stand for attention
-    u64 keys;           // of the running attention phase: the next slot's keys
-    u64 plane;          // from keys to values, in bytes
-    int left, values;   // keys from the next slot's first one on; whether values are next
+// A warp's place among the tasks of a phase: each a segment of a row times the same segment of the input. Tasks are dealt
+// out one after the other.
+struct Task {
+    int i, row, seg;        // of all tasks; of this block's rows; of the row
+    int segs, rows, more;   // segments of a row; what lies between two tasks of a warp: rows, and segments on top
 };
-
-__device__ __forceinline__ uint4 feed_read(const Step& p, u32 first, u32 end, int lane) {
-    return first + lane < end ? __ldg(p.schedule + first + lane) : make_uint4(0, 0, 0, 0);
+template <int SEGMENTS>
+__device__ __forceinline__ Task task_of(int warp) {
+    return Task{warp, warp / SEGMENTS, warp % SEGMENTS, SEGMENTS, WARPS / SEGMENTS, WARPS % SEGMENTS};
+}
+__device__ __forceinline__ Task first_task(int kind, int warp) {
+    return kind == O_PROJ ? task_of<SEGS(QD)>(warp) : kind == DOWN ? task_of<SEGS(FFN)>(warp) : task_of<SEGS(D_MODEL)>(warp);
+}
+__device__ __forceinline__ void next_task(Task& t) {
+    const bool over = t.seg + t.more >= t.segs;
+    t.i += WARPS;
+    t.row += t.rows + over;
+    t.seg += t.more - (over ? t.segs : 0);
 }
 
-__device__ __forceinline__ void feed_start(Feed& f, const Step& p, int warp, int lane) {
-    const u32* starts = p.starts + (blockIdx.x * WARPS + warp) * (HEAD_PHASE + 2);
-    f.base = starts[p.first];
-    f.at = 0;
-    f.end = starts[p.last] - f.base;
-    f.left = 0;
-    f.values = 0;
-    f.now = feed_read(p, f.base, f.base + f.end, lane);
-    f.then = feed_read(p, f.base + 32, f.base + f.end, lane);
-    f.marks = __ballot_sync(0xffffffffu, f.now.z == 0);
-}
-
-// Fills a slot with what comes next; the lane that holds the entry does it. Nothing happens after the last entry.
-__device__ __forceinline__ void feed_slot(Feed& f, const Step& p, const Place& at, const Layer* layers, int warp,
-                                          int lane, u32 slot, u32 barrier) {
-    for (;;) {
-        if (f.left > 0) {
-            if (lane == 0)
-                slot_fill(slot, barrier, f.keys + (f.values ? f.plane : 0), min(SLOT_KEYS, f.left) * HEAD_DIM * 2);
-            if (f.values) {
-                f.left -= SPLITS * WARPS * SLOT_KEYS;
-                f.keys += (u64)SPLITS * WARPS * SLOT_KEYS * HEAD_DIM * 2;
+// Fills the rings until all that this launch reads is under way. All lanes stay together; lane w serves warp w.
+__device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer* layers, const int2* bounds, u32 ring,
+                                     u32 full, u32 empty, int lane) {
+    ring += lane * SLOTS * SLOT;
+    full += lane * SLOTS * 8;
+    empty += lane * SLOTS * 8;
+    int phase = lane < WARPS ? p.first : HEAD_PHASE + 1;
+    int kind = p.first ? PHASES : QKV;
+    Task task = first_task(kind, lane);
+    int n = bounds[kind].y * task.segs;
+    int slot = 0, oldest = 0, under_way = 0;
+    u32 filled = 1, landed = 0;     // parities; of slots that were never read, the first wait returns at once
+    u64 keys = 0, plane = 0;        // of the running attention phase: the next slot's keys; from keys to values
+    int left = 0, stride = 0;       // keys from the next slot's first one on; from this slot's to the next one's
+    bool values = false;            // whether values are next
+    while (__any_sync(0xffffffffu, phase <= HEAD_PHASE)) {
+        bool go = phase <= HEAD_PHASE;
+        if (go && left <= 0 && task.i >= n) {
+            kind = ++phase == HEAD_PHASE ? PHASES : phase % PHASES;
+            task = first_task(kind, lane);
+            n = kind == ATTENTION ? 0 : bounds[kind].y * task.segs;
+            const Keys of = keys_of(at.position, (int)layers[min(phase / PHASES, LAYERS - 1)].window);
+            if (phase < HEAD_PHASE && kind == ATTENTION && at.reads_keys && at.split < of.splits) {
+                const int key = (of.begin + at.split * WARPS + lane) * SLOT_KEYS;
+                left = at.position - key;
+                stride = of.splits * WARPS * SLOT_KEYS;
+                plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
+                keys = (u64)p.cache + phase / PHASES * 2 * plane + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
             }
-            f.values ^= 1;
-            return;
+            go = left > 0 || (task.i < n && phase <= HEAD_PHASE);
         }
-        if (f.at >= f.end) return;
-        const int i = f.at & 31;
-        const bool weights = !(f.marks >> i & 1);
-        u32 layer = 0;
-        if (weights) {
-            if (lane == i) slot_fill(slot, barrier, (u64)f.now.y << 32 | f.now.x, f.now.z);
-        } else {
-            layer = __shfl_sync(0xffffffffu, f.now.x, i);
+        if (go && under_way == UNDER_WAY) {
+            go = slot_ready(full + oldest * 8, landed);
+            if (go) {
+                under_way--;
+                if (++oldest == SLOTS) {
+                    oldest = 0;
+                    landed ^= 1;
+                }
+            }
         }
-        if ((++f.at & 31) == 0) {
-            f.now = f.then;
-            f.then = feed_read(p, f.base + f.at + 32, f.base + f.end, lane);
-            f.marks = __ballot_sync(0xffffffffu, f.now.z == 0);
+        go = go && slot_ready(empty + slot * 8, filled);
+        if (go) {
+            u64 from;
+            u32 bytes;
+            if (left > 0) {
+                from = keys + (values ? plane : 0);
+                bytes = min(SLOT_KEYS, left) * HEAD_DIM * 2;
+                if (values) {
+                    left -= stride;
+                    keys += (u64)stride * HEAD_DIM * 2;
+                }
+                values = !values;
+            } else {
+                int row = bounds[kind].x + task.row;
+                const Mat& m = matrix_of(p, layers, phase, kind, row);
+                const u32 whole = segment_bytes(m.format, SEG);
+                from = m.at + (u64)row * m.stride + task.seg * whole;
+                bytes = task.seg + 1 < task.segs ? whole : segment_bytes(m.format, width_of(kind) - task.seg * SEG);
+                next_task(task);
+            }
+            slot_fill(ring + slot * SLOT, full + slot * 8, from, bytes);
+            under_way++;
+            if (++slot == SLOTS) {
+                slot = 0;
+                filled ^= 1;
+            }
         }
-        if (weights) return;
-        if (!at.reads_keys) continue;
-        const int window = (int)layers[layer].window;
-        const int first = window && at.position >= window ? at.position - window + 1 : 0;
-        const int key = (first / SLOT_KEYS + at.split * WARPS + warp) * SLOT_KEYS;
-        f.left = at.position - key;
-        f.plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
-        f.keys = (u64)p.cache + (2 * layer * f.plane) + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
+        __syncwarp();
     }
 }

@@ -4,8 +4,7 @@ use cudarc::driver::sys;
 
 use crate::cuda::blas::Blas;
 use crate::cuda::compile::Kernels;
-use crate::cuda::decode::Layout;
-use crate::cuda::device::{Kind, doing};
+use crate::cuda::device::doing;
 use crate::cuda::engine::{allow_shared, defines};
 use crate::cuda::{Engine, Error, Wanted};
 
@@ -40,13 +39,12 @@ impl Engine {
         batches: usize,
         wanted: &Wanted,
     ) -> Result<Vec<f32>, Error> {
-        let all = self.phases();
         let table =
             self.side
                 .prepare(&self.gpu, &self.program, &self.plan, wanted, position + steps + 1, |_| true)?;
         let run = |e: &mut Engine| {
             for n in 0..steps {
-                let step = e.step_args(if n == 0 { 1 } else { -1 }, position + n, table, 0, all);
+                let step = e.step_args(if n == 0 { 1 } else { -1 }, position + n, table, 0);
                 e.launch(step)?;
             }
             Ok(())
@@ -54,29 +52,6 @@ impl Engine {
         run(self)?;
         let times = self.timed(batches, run)?;
         Ok(times.into_iter().map(|ms| ms / steps as f32).collect())
-    }
-
-    /// The same decoding as a graph of one kernel a phase, each started while the one before ends: what the
-    /// persistent kernel was measured against. Milliseconds a token.
-    ///
-    /// # Errors
-    /// When the GPU fails.
-    pub fn time_graph(&mut self, position: usize, batches: usize) -> Result<Vec<f32>, Error> {
-        let blocks = self.gpu.device.multiprocessors;
-        // Two blocks share a multiprocessor, so that the next kernel's can start.
-        let room = self.gpu.device.shared_memory / 2 - 1024;
-        let layout = Layout::new(&self.plan, self.storing.segment, blocks, room, 8)?;
-        let mut options = defines(&self.plan, self.storing, &layout, blocks);
-        options.extend([("BARRIER_BUG", "0".into()), ("CHAINED", "1".into()), ("PER_SM", "2".into())]);
-        let kernels = Kernels::load(&self.gpu, &options)?;
-        allow_shared(&kernels, &layout)?;
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        self.gpu.stream.begin_capture(mode).map_err(doing("recording a graph"))?;
-        for phase in 0..self.phases() {
-            let step = self.step_args(1, position, 0, phase, phase + 1);
-            self.gpu.launch(&kernels.decode[0], layout.shape(blocks, Kind::Chained), &[&step])?;
-        }
-        self.replay(batches)
     }
 
     /// Ends the capture and times replays.
@@ -191,10 +166,8 @@ impl Engine {
     pub fn break_barrier(&mut self) -> Result<(), Error> {
         let blocks = self.gpu.device.multiprocessors;
         let mut options = defines(&self.plan, self.storing, &self.layout, blocks);
-        options.extend([("BARRIER_BUG", "1".into()), ("CHAINED", "0".into())]);
+        options.push(("BARRIER_BUG", "1".into()));
         self.kernels = Kernels::load(&self.gpu, &options)?;
-        allow_shared(&self.kernels, &self.layout)?;
-        self.broken = true;
-        Ok(())
+        allow_shared(&self.kernels, &self.layout)
     }
 }

@@ -14,6 +14,7 @@ const SOURCES: &[&str] = &[
     include_str!("../../kernels/common.cu"),
     include_str!("../../kernels/formats.cu"),
     include_str!("../../kernels/stream.cu"),
+    include_str!("../../kernels/exchange.cu"),
     include_str!("../../kernels/block.cu"),
     include_str!("../../kernels/attention.cu"),
     include_str!("../../kernels/decode.cu"),
@@ -29,7 +30,6 @@ pub(super) type Defines = Vec<(&'static str, String)>;
 pub(super) struct Kernels {
     /// With and without taps: what is recorded is written by the same code that runs without.
     pub decode: [CudaFunction; 2],
-    pub schedule: CudaFunction,
     pub embed_rows: CudaFunction,
     pub widen: CudaFunction,
     pub unpack: CudaFunction,
@@ -60,7 +60,6 @@ impl Kernels {
         let get = |name| find(&modules[1], name);
         Ok(Kernels {
             decode: [find(&modules[0], "decode")?, get("decode")?],
-            schedule: get("schedule")?,
             embed_rows: get("embed_rows")?,
             widen: get("widen")?,
             unpack: get("unpack")?,

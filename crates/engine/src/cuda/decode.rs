@@ -8,10 +8,11 @@ use crate::cuda::plan::{LAYER_TAPS, Plan};
 use crate::cuda::weights::Mat;
 use crate::cuda::{Error, Tap, Wanted};
 
-/// Threads of a block, warps and bytes of a slot: as `kernels/stream.cu` has them.
-pub(super) const THREADS: u32 = 512;
-pub(super) const WARPS: usize = 16;
+/// Warps of a block that compute, and bytes of a slot: as `kernels/stream.cu` has them.
+pub(super) const WARPS: usize = 8;
 const SLOT: usize = 2048;
+/// Threads of a block: one more warp fills the rings.
+const THREADS: u32 = (WARPS as u32 + 1) * 32;
 /// Phases of a layer.
 pub(super) const PHASES: i32 = 5;
 
@@ -25,26 +26,26 @@ pub(super) struct StepArgs {
     pub final_norm: u64,
     pub rope: u64,
     pub cache: u64,
-    pub x: u64,
+    pub row: u64,
+    pub middle: u64,
+    pub out: u64,
     pub qkv: u64,
     pub heads: u64,
     pub act: u64,
-    pub logits: u64,
     pub partial: u64,
+    pub logits: u64,
     pub arrivals: u64,
     pub best: u64,
-    pub barrier: u64,
     pub state: u64,
     pub chosen: u64,
-    pub schedule: u64,
-    pub starts: u64,
     pub taps: u64,
-    pub epoch: u32,
+    pub barrier: u64,
+    pub round: u32,
     pub context: i32,
     pub token: i32,
     pub position: i32,
     pub first: i32,
-    pub last: i32,
+    pub unused: u32,
 }
 
 crate::cuda::device::arguments!(StepArgs);
@@ -54,8 +55,14 @@ crate::cuda::device::arguments!(StepArgs);
 pub(super) struct Layout {
     pub slots: usize,
     pub x_bytes: usize,
+    pub own_bytes: usize,
     pub sum_bytes: usize,
     pub total: usize,
+}
+
+/// Rows of a block, at most: rows are handed out in pairs, those of the output matrix one by one.
+fn owned(rows: usize, blocks: usize) -> usize {
+    2 * (rows / 2).div_ceil(blocks) + 1
 }
 
 impl Layout {
@@ -69,47 +76,35 @@ impl Layout {
     ) -> Result<Layout, Error> {
         let widest = plan.hidden.max(plan.q_dim()).max(plan.ffn);
         let x_bytes = (widest * 2).next_multiple_of(16);
-        let tasks = |rows: usize, width: usize| (rows.div_ceil(blocks) + 1) * width.div_ceil(segment);
+        let own_bytes = (owned(plan.hidden, blocks) * 2).next_multiple_of(16);
+        let tasks = |rows: usize, width: usize| owned(rows, blocks) * width.div_ceil(segment);
         let tasks = [
             tasks(plan.q_dim() + 2 * plan.kv_dim(), plan.hidden),
             tasks(plan.hidden, plan.q_dim()),
             2 * tasks(plan.ffn, plan.hidden),
             tasks(plan.hidden, plan.ffn),
             tasks(plan.vocab, plan.hidden),
-            WARPS * plan.q_dim() / plan.kv_heads,
+            WARPS * plan.head_dim,
         ];
         let sum_bytes = (tasks.into_iter().max().unwrap_or(0) * 4).next_multiple_of(16);
-        let group = plan.heads / plan.kv_heads;
         let rest = plan.layers.len() * size_of::<crate::cuda::weights::Layer>()
             + x_bytes
+            + own_bytes
             + sum_bytes
-            + (group + 2) * plan.head_dim * 2
-            + (32 + 2 * WARPS * group) * 4;
+            + 3 * plan.head_dim * 2
+            + (32 + 2 * WARPS) * 4;
         // The kernel's own variables of this kind take a little as well.
-        let fits = room.saturating_sub(rest + 4096) / (WARPS * (SLOT + 8));
+        let fits = room.saturating_sub(rest + 4096) / (WARPS * (SLOT + 16));
         let slots = fits.min(most);
         if slots < 2 {
             let what = format!("its vectors leave no room in the GPU's {room} bytes of shared memory");
             return Err(Error::Unsupported { what });
         }
-        Ok(Layout { slots, x_bytes, sum_bytes, total: rest + slots * WARPS * (SLOT + 8) })
+        Ok(Layout { slots, x_bytes, own_bytes, sum_bytes, total: rest + slots * WARPS * (SLOT + 16) })
     }
 
-    /// Entries of one warp's schedule, at most.
-    pub fn schedule(plan: &Plan, segment: usize, blocks: usize) -> usize {
-        let tasks = |rows: usize, width: usize, pairs: usize| {
-            ((rows.div_ceil(blocks) + 1) * pairs * width.div_ceil(segment)).div_ceil(WARPS)
-        };
-        let layer = tasks(plan.q_dim() + 2 * plan.kv_dim(), plan.hidden, 1)
-            + tasks(plan.hidden, plan.q_dim(), 1)
-            + tasks(plan.ffn, plan.hidden, 2)
-            + tasks(plan.hidden, plan.ffn, 1)
-            + 1;
-        plan.layers.len() * layer + tasks(plan.vocab, plan.hidden, 1)
-    }
-
-    pub fn shape(&self, blocks: usize, kind: Kind) -> Shape {
-        Shape { grid: (blocks as u32, 1), block: THREADS, shared: self.total as u32, kind }
+    pub fn shape(&self, blocks: usize) -> Shape {
+        Shape { grid: (blocks as u32, 1), block: THREADS, shared: self.total as u32, kind: Kind::Cooperative }
     }
 }
 

@@ -183,11 +183,6 @@ impl Gpu {
                 attribute.id = sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
                 attribute.value.cooperative = 1;
             }
-            Kind::Chained => {
-                attribute.id =
-                    sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-                attribute.value.programmaticStreamSerializationAllowed = 1;
-            }
         }
         let config = sys::CUlaunchConfig {
             gridDimX: shape.grid.0,
@@ -225,8 +220,6 @@ pub(super) enum Kind {
     Plain,
     /// All blocks run at once: they may wait for each other.
     Cooperative,
-    /// May start before the kernel before it has ended, and waits for that itself.
-    Chained,
 }
 
 impl Shape {

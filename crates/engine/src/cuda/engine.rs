@@ -10,7 +10,7 @@ use firstdiff_trace::ArithmeticSpec;
 use crate::cuda::blas::Blas;
 use crate::cuda::compile::{Defines, Kernels};
 use crate::cuda::decode::{Layout, PHASES, SideBuffer, StepArgs, WARPS};
-use crate::cuda::device::{Argument, Buffer, Gpu, Kind, Shape, doing};
+use crate::cuda::device::{Buffer, Gpu, Shape, doing};
 use crate::cuda::plan::Plan;
 use crate::cuda::prefill::{Prompt, Rows};
 use crate::cuda::sample::Choosing;
@@ -58,7 +58,11 @@ pub(super) struct State {
     pub cache: Buffer,
     pub rope: Buffer,
     pub layers: Buffer,
-    pub x: Buffer,
+    /// The last row of a prompt, after all layers.
+    pub row: Buffer,
+    /// What blocks hand to each other: 8 bytes a pair of values.
+    pub middle: Buffer,
+    pub out: Buffer,
     pub qkv: Buffer,
     pub heads: Buffer,
     pub act: Buffer,
@@ -69,9 +73,6 @@ pub(super) struct State {
     pub barrier: Buffer,
     pub state: Buffer,
     pub chosen: Buffer,
-    /// What each warp reads, in order, and where phases begin in it.
-    pub schedule: Buffer,
-    pub starts: Buffer,
     pub wide: Option<Buffer>,
 }
 
@@ -93,10 +94,9 @@ pub struct Engine {
     memory: Memory,
     pub(super) context: usize,
     position: usize,
-    pub(super) epoch: u32,
+    /// Of the next step's first layer: `kernels/exchange.cu`.
+    round: u32,
     gguf: bool,
-    /// Barriers count from 0 in every launch: see `break_barrier`.
-    pub(super) broken: bool,
 }
 
 /// Cosines, then sines, of each position; `last` is the last position of the step that it belongs to.
@@ -131,8 +131,10 @@ pub(super) fn defines(plan: &Plan, storing: Storing, layout: &Layout, blocks: us
         number("SEG", storing.segment),
         ("FORMATS", storing.formats.to_string()),
         number("BLOCKS", blocks),
+        number("WARPS", WARPS),
         number("SLOTS", layout.slots),
         number("X_BYTES", layout.x_bytes),
+        number("OWN_BYTES", layout.own_bytes),
         number("SUM_BYTES", layout.sum_bytes),
         ("NORM_EPS", format!("{:e}f", plan.eps)),
         ("SCALE", format!("{:e}f", plan.scale)),
@@ -165,20 +167,19 @@ impl Engine {
             });
         }
         let blocks = gpu.device.multiprocessors;
-        if plan.kv_heads > blocks {
-            let what = format!("{} key heads on a GPU of {blocks} multiprocessors", plan.kv_heads);
+        if plan.heads > blocks {
+            let what = format!("{} heads on a GPU of {blocks} multiprocessors", plan.heads);
             return Err(Error::Unsupported { what });
         }
-        let layout = Layout::new(&plan, storing.segment, blocks, gpu.device.shared_memory, 8)?;
+        let layout = Layout::new(&plan, storing.segment, blocks, gpu.device.shared_memory, 12)?;
         let mut defines = defines(&plan, storing, &layout, blocks);
-        defines.extend([("BARRIER_BUG", "0".into()), ("CHAINED", "0".into())]);
+        defines.push(("BARRIER_BUG", "0".into()));
         let kernels = Kernels::load(&gpu, &defines)?;
         allow_shared(&kernels, &layout)?;
         let blas = Blas::new(&gpu)?;
         let weights = Weights::load(&gpu, &model.checkpoint, &plan, storing)?;
-        let most = Layout::schedule(&plan, storing.segment, blocks);
-        let state = State::new(&gpu, &plan, &weights, options.context, blocks, most)?;
-        let engine = Engine {
+        let state = State::new(&gpu, &plan, &weights, options.context, blocks)?;
+        Ok(Engine {
             gpu,
             program: model.program.clone(),
             plan,
@@ -194,16 +195,9 @@ impl Engine {
             memory,
             context: options.context,
             position: 0,
-            epoch: 0,
+            round: 1,
             gguf: model.checkpoint.format() == Format::Gguf,
-            broken: false,
-        };
-        let step = engine.step_args(0, 0, 0, 0, 0);
-        let args: [&dyn Argument; 4] =
-            [&step, &engine.state.schedule.at, &engine.state.starts.at, &(most as i32)];
-        engine.gpu.launch(&engine.kernels.schedule, Shape::new(blocks as u32, WARPS as u32), &args)?;
-        engine.gpu.wait()?;
-        Ok(engine)
+        })
     }
 
     /// Memory that loading `model` takes. Needs no GPU.
@@ -279,7 +273,7 @@ impl Engine {
         let head = self.plan.layers.len() as i32 * PHASES;
         let model_only = |tap: &str| tap == "final_norm" || tap == "logits";
         let table = self.side.prepare(&self.gpu, &self.program, &self.plan, wanted, last + 1, model_only)?;
-        let step = self.step_args(0, last, table, head, head + 1);
+        let step = self.step_args(0, last, table, head);
         self.launch(step)?;
         let best = self.finish(last)?;
         taps.extend(self.side.collect(&self.gpu, &self.program, wanted, last + 1)?);
@@ -299,7 +293,7 @@ impl Engine {
         let taps = prompt.taps;
         let row = (self.plan.hidden * 2) as u64;
         let from = self.rows.as_ref().map_or(0, |r| r.x.at) + (tokens.len() - 1) as u64 * row;
-        self.gpu.copy(from, self.state.x.at, row as usize)?;
+        self.gpu.copy(from, self.state.row.at, row as usize)?;
         Ok(taps)
     }
 
@@ -346,8 +340,7 @@ impl Engine {
         let keys = self.position + 1;
         let table = self.side.prepare(&self.gpu, &self.program, &self.plan, wanted, keys, |_| true)?;
         self.tap_hidden_keys(wanted)?;
-        let all = self.phases();
-        let step = self.step_args(token as i32, self.position, table, 0, all);
+        let step = self.step_args(token as i32, self.position, table, 0);
         self.launch(step)?;
         let best = self.finish(self.position)?;
         Ok(Step { best, taps: self.side.collect(&self.gpu, &self.program, wanted, keys)? })
@@ -372,19 +365,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Phases of a whole step.
-    pub(super) fn phases(&self) -> i32 {
-        self.plan.layers.len() as i32 * PHASES + 1
-    }
-
-    pub(super) fn step_args(
-        &self,
-        token: i32,
-        position: usize,
-        taps: u64,
-        first: i32,
-        last: i32,
-    ) -> StepArgs {
+    /// A step from phase `first` on: 0, or the last phase.
+    pub(super) fn step_args(&self, token: i32, position: usize, taps: u64, first: i32) -> StepArgs {
         let s = &self.state;
         StepArgs {
             layers: s.layers.at,
@@ -393,39 +375,34 @@ impl Engine {
             final_norm: self.weights.final_norm,
             rope: s.rope.at,
             cache: s.cache.at,
-            x: s.x.at,
+            row: s.row.at,
+            middle: s.middle.at,
+            out: s.out.at,
             qkv: s.qkv.at,
             heads: s.heads.at,
             act: s.act.at,
-            logits: s.logits.at,
             partial: s.partial.at,
+            logits: s.logits.at,
             arrivals: s.arrivals.at,
             best: s.best.at,
-            barrier: s.barrier.at,
             state: s.state.at,
             chosen: s.chosen.at,
-            schedule: s.schedule.at,
-            starts: s.starts.at,
             taps,
-            epoch: self.epoch,
+            barrier: s.barrier.at,
+            round: self.round,
             context: self.context as i32,
             token,
             position: position as i32,
             first,
-            last,
+            unused: 0,
         }
     }
 
-    /// Starts the persistent kernel, and counts the barriers it will pass.
-    pub(super) fn launch(&mut self, mut step: StepArgs) -> Result<(), Error> {
-        let blocks = self.gpu.device.multiprocessors;
-        if self.broken {
-            step.epoch = 0;
-        }
+    /// Starts the persistent kernel.
+    pub(super) fn launch(&mut self, step: StepArgs) -> Result<(), Error> {
         let kernel = &self.kernels.decode[usize::from(step.taps != 0)];
-        self.gpu.launch(kernel, self.layout.shape(blocks, Kind::Cooperative), &[&step])?;
-        let passed = (step.last - step.first - 1) as u32 * blocks as u32;
-        self.epoch = self.epoch.wrapping_add(passed);
+        self.gpu.launch(kernel, self.layout.shape(self.gpu.device.multiprocessors), &[&step])?;
+        self.round = self.round.wrapping_add(self.plan.layers.len() as u32 + 1);
         Ok(())
     }
 
@@ -479,14 +456,13 @@ impl Engine {
         let room = self.context - self.position;
         let count = count.min(room);
         let mut made = Vec::with_capacity(count);
-        let all = self.phases();
         while made.len() < count {
             const AHEAD: usize = 16;
             let batch = AHEAD.min(count - made.len());
             for n in 0..batch {
                 // Only the first token is known here; the others stay on the GPU.
                 let token = if made.is_empty() && n == 0 { first as i32 } else { -1 };
-                let step = self.step_args(token, self.position + n, 0, 0, all);
+                let step = self.step_args(token, self.position + n, 0, 0);
                 self.launch(step)?;
             }
             let mut tokens = vec![0u32; batch];
@@ -514,35 +490,27 @@ pub(super) fn allow_shared(kernels: &Kernels, layout: &Layout) -> Result<(), Err
 }
 
 impl State {
-    fn new(
-        gpu: &Gpu,
-        plan: &Plan,
-        weights: &Weights,
-        context: usize,
-        blocks: usize,
-        most: usize,
-    ) -> Result<State, Error> {
-        let group = plan.heads / plan.kv_heads;
-        let splits = blocks / plan.kv_heads;
+    fn new(gpu: &Gpu, plan: &Plan, weights: &Weights, context: usize, blocks: usize) -> Result<State, Error> {
+        let splits = blocks / plan.heads;
         let widest = plan.layers.iter().flat_map(|l| l.linear.iter().map(|l| l.input * l.output)).max();
         let quantised = weights.layers.iter().any(|l| l.mats.iter().any(|m| !m.is_bf16()));
         Ok(State {
             cache: gpu.poisoned(plan.layers.len() * 2 * plan.kv_dim() * context * 2)?,
             rope: gpu.upload(&angles(plan, 0..context, |position| position))?,
             layers: gpu.upload(&weights.layers)?,
-            x: gpu.poisoned(plan.hidden * 2)?,
-            qkv: gpu.poisoned((plan.q_dim() + 2 * plan.kv_dim()) * 2)?,
-            heads: gpu.poisoned(plan.q_dim() * 2)?,
-            act: gpu.poisoned(plan.ffn * 2)?,
+            row: gpu.poisoned(plan.hidden * 2)?,
+            middle: gpu.poisoned(plan.hidden * 4)?,
+            out: gpu.poisoned(plan.hidden * 4)?,
+            qkv: gpu.poisoned((plan.q_dim() + 2 * plan.kv_dim()) * 4)?,
+            heads: gpu.poisoned(plan.q_dim() * 4)?,
+            act: gpu.poisoned(plan.ffn * 4)?,
             logits: gpu.poisoned(plan.vocab * 4)?,
-            partial: gpu.poisoned(plan.kv_heads * splits * group * (plan.head_dim + 2) * 4)?,
-            arrivals: gpu.zeros((plan.kv_heads + 1) * 4)?,
+            partial: gpu.poisoned(plan.heads * splits * (plan.head_dim + 2) * 8)?,
+            arrivals: gpu.zeros(4)?,
             best: gpu.poisoned(blocks * 8)?,
             barrier: gpu.zeros(4)?,
             state: gpu.zeros(8)?,
             chosen: gpu.zeros(context * 4)?,
-            schedule: gpu.zeros(blocks * WARPS * most * 16)?,
-            starts: gpu.zeros(blocks * WARPS * (plan.layers.len() * PHASES as usize + 2) * 4)?,
             wide: if quantised { Some(gpu.poisoned(widest.unwrap_or(0) * 2)?) } else { None },
         })
     }

@@ -96,9 +96,23 @@ fn tensor<'c>(checkpoint: &'c Checkpoint, name: &str) -> Result<&'c TensorInfo, 
     checkpoint.tensor(name).ok_or_else(|| Error::Unsupported { what: format!("it has no '{name}'") })
 }
 
+/// Bytes of a block as it is kept: a multiple of four, so that quants are read a word at a time.
+fn block_bytes(storage: Storage) -> usize {
+    let bytes = storage.block_bytes();
+    if storage.block_len() > 1 { bytes.next_multiple_of(4) } else { bytes }
+}
+
+/// Where the bytes that a block is longer by are put in: behind the scale, or at the end of Q6_K's.
+fn padded_at(storage: Storage) -> usize {
+    match storage {
+        Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => 2,
+        _ => storage.block_bytes(),
+    }
+}
+
 /// Bytes of one row, padding included.
 fn stride(storage: Storage, width: usize, segment: usize) -> usize {
-    let bytes = |n: usize| (n / storage.block_len() * storage.block_bytes()).next_multiple_of(16);
+    let bytes = |n: usize| (n / storage.block_len() * block_bytes(storage)).next_multiple_of(16);
     width / segment * bytes(segment) + bytes(width % segment)
 }
 
@@ -152,9 +166,18 @@ impl Uploader<'_> {
         for (row, out) in packed.chunks_exact_mut(stride.max(1)).enumerate() {
             if storage == t.storage {
                 let bytes = self.checkpoint.row_bytes(t, row).unwrap_or_default();
-                let whole = segment / storage.block_len() * storage.block_bytes();
-                for (from, to) in bytes.chunks(whole).zip(out.chunks_mut(whole.next_multiple_of(16))) {
-                    to[..from.len()].copy_from_slice(from);
+                let blocks = segment / storage.block_len();
+                let (stored, kept, at) = (storage.block_bytes(), block_bytes(storage), padded_at(storage));
+                let segments = out.chunks_mut((blocks * kept).next_multiple_of(16));
+                for (from, to) in bytes.chunks(blocks * stored).zip(segments) {
+                    if stored == kept {
+                        to[..from.len()].copy_from_slice(from);
+                        continue;
+                    }
+                    for (from, to) in from.chunks_exact(stored).zip(to.chunks_exact_mut(kept)) {
+                        to[..at].copy_from_slice(&from[..at]);
+                        to[at + kept - stored..].copy_from_slice(&from[at..]);
+                    }
                 }
             } else {
                 self.checkpoint.read_rows(t, row..row + 1, &mut values)?;
