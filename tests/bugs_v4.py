@@ -97,6 +97,21 @@ def no_sink(model):
     return attention(change)
 
 
+def sink_of_row(model):
+    """Rows of heads and tokens are numbered together, and the number is taken for a head's."""
+
+    def change(right, module, query, key, value, mask, scaling, **rest):
+        scores = query @ key.transpose(2, 3) * scaling
+        scores = scores if mask is None else scores + mask
+        heads, tokens = scores.shape[1:3]
+        row = torch.arange(heads)[:, None] * tokens + torch.arange(tokens)
+        sink = module.sinks[row % heads][None, ..., None].expand(len(scores), -1, -1, -1)
+        probs = torch.softmax(torch.cat([scores, sink.to(scores.dtype)], -1), -1)[..., :-1].to(value.dtype)
+        return (probs @ value).transpose(1, 2).contiguous(), probs
+
+    return attention(change)
+
+
 def entries_one_token_late(model):
     """The mask over entries lacks the one that a token completes."""
 

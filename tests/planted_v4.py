@@ -75,6 +75,7 @@ def sensitive(plant, tap, **rest):
 MIXES = ("hc_ffn_mix",)
 BUGS = [
     Bug(bugs.no_sink, "attn_probs", cause="sink-ignored"),
+    Bug(bugs.sink_of_row, "attn_probs", cause="sink-head-index-wrong"),
     Bug(bugs.no_inverse_rope, "attn_unrotated", cause="rope-inverse-wrong"),
     Bug(bugs.inverse_rope_wrong_sign, "attn_unrotated", cause="rope-inverse-wrong"),
     Bug(bugs.rope_on_leading_channels, "q_rope", also=ROTATED, cause="rope-leading-channels"),

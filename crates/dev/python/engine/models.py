@@ -166,7 +166,7 @@ def _write_gguf(folder, config, kind, file):
     settings = {**raw, "head_dim": config.head_dim, "rope_theta": config.theta, "rms_norm_eps": config.eps,
                 "num_key_value_heads": config.kv_heads}  # fmt: skip
     weights = {n: t for part in sorted(folder.glob("*.safetensors")) for n, t in load_file(part).items()}
-    temporary = file.with_suffix(".tmp")
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # two runs at once may both make it
     gguf_models.write(temporary, settings, weights, kind, freqs)
     os.replace(temporary, file)
 

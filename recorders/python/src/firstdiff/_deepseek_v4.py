@@ -238,7 +238,6 @@ class _Taps:
         r, cache, call = self.r, kwargs.get("past_key_values"), self.r._current
         if cache is None or call is None or r._restore_cache is not None or not r.session.alive:
             return
-        own = vars(cache).get("update")
         original = cache.update
 
         def update(keys: Any, values: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
@@ -251,17 +250,7 @@ class _Taps:
                     r.session.guard(lambda: r.keep(call, name + "kv_cache", result[0][0].transpose(0, 1)))
             return result
 
-        def restore() -> None:
-            if own is None:
-                vars(cache).pop("update", None)
-            else:
-                cache.update = own
-
-        def patch() -> None:
-            cache.update = update
-            r._restore_cache = restore
-
-        r.session.guard(patch)
+        r.replace_update(cache, update)
 
 
 class _HyperWatcher(TorchFunctionMode):

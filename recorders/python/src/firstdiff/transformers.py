@@ -340,7 +340,6 @@ class Recorder:
         cache, call = kwargs.get("past_key_values"), self._current
         if cache is None or call is None or self._restore_cache is not None or not self.session.alive:
             return
-        own = vars(cache).get("update") if hasattr(cache, "__dict__") else None
         original = cache.update
 
         def update(key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
@@ -348,6 +347,12 @@ class Recorder:
             if self._current is call and key_states.shape[1] == kv_heads and self.wants(tap):
                 self._take(tap, key_states.transpose(1, 2))
             return original(key_states, value_states, layer_idx, *args, **kw)
+
+        self.replace_update(cache, update)
+
+    def replace_update(self, cache: Any, update: Callable[..., Any]) -> None:
+        """Puts a function in place of the cache's `update`, until `_unwatch_cache`."""
+        own = vars(cache).get("update") if hasattr(cache, "__dict__") else None
 
         def restore() -> None:
             if own is None:

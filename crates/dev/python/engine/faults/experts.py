@@ -21,6 +21,16 @@ class NotNormalised(_Mixture):
         return engine.store(scores.gather(-1, chosen.long()))
 
 
+class NormalisedOverTokens(_Mixture):
+    id = "moe-normalise-wrong-dim"
+    first = ("router_weights",)
+    wrong = "the chosen experts' weights are divided by their sum over tokens"
+
+    def router_weights(self, engine, right, scores, chosen):
+        best = scores.gather(-1, chosen.long())
+        return engine.store(best / best.sum(0, keepdim=True))
+
+
 class Normalised(_Mixture):
     id = "moe-norm-topk-extra"
     model, first = "qwen3_moe-window-2-layers", ("router_weights",)
