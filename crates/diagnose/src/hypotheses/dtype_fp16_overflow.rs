@@ -44,6 +44,8 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
                 for (i, x) in out.data_mut().iter_mut().enumerate().filter(|(_, x)| x.abs() < LIMIT) {
                     // Where rounding before decides to which side a number goes, the engine may go to either.
                     let own = engine.as_ref().map(|e| e.data()[i]).filter(|e| Float::F16.round(*e) == *e);
+                    // Half an ulp is the format's; the other half is for the sum's own error, which may be a good part of
+                    // an ulp where large products cancel. A value that was not rounded to float16 fails the line above.
                     let tie = own.filter(|e| (e - *x).abs() <= Float::F16.ulp(*x));
                     *x = tie.unwrap_or_else(|| Float::F16.round(*x));
                 }
