@@ -193,37 +193,12 @@ __device__ __forceinline__ float dot8(const float w[8], uint4 x, float sum) {
     return fmaf(w[7], high(x.w), sum);
 }
 
-// Four values of every lane summed over the warp; lanes 8 v .. 8 v + 8 get the sum of the v-th.
-__device__ __forceinline__ float four_sums(float a, float b, float c, float d, int lane) {
-    const bool upper = lane & 16, odd = lane & 8;
-    const float e = (upper ? c : a) + __shfl_xor_sync(0xffffffffu, upper ? a : c, 16);
-    const float f = (upper ? d : b) + __shfl_xor_sync(0xffffffffu, upper ? b : d, 16);
-    float sum = (odd ? f : e) + __shfl_xor_sync(0xffffffffu, odd ? e : f, 8);
+// The sums over the warp of two values of every lane: lanes up to 15 get the first, the others the second.
+__device__ __forceinline__ float two_sums(float2 of, int lane) {
+    float sum = (lane & 16 ? of.y : of.x) + __shfl_xor_sync(0xffffffffu, lane & 16 ? of.x : of.y, 16);
 #pragma unroll
-    for (int o = 4; o; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
+    for (int o = 8; o; o >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
     return sum;
-}
-
-// A segment in one format: nothing branches, so that all of it is under way at once.
-template <u32 FORMAT>
-__device__ __forceinline__ float product_of(const u8* slot, const uint4* x, const float* totals, int length, int lane) {
-    constexpr bool everywhere = FORMAT == F16 || FORMAT == F32;
-    float sum = 0;
-#pragma unroll
-    for (int it = 0; it < SEG / 256; it++) {
-        const float more = round_sum(FORMAT, slot, it, x[it], totals[it], length, lane);
-        // Past the row's end the slot holds what was there before.
-        sum += FORMAT <= F32 || it * 256 + first_four(lane) < length ? more : 0.0f;
-    }
-    return everywhere || has_sum(lane) ? sum : 0.0f;
-}
-template <u32 FORMAT = BF16>
-__device__ __forceinline__ float product(u32 format, const u8* slot, const uint4* x, const float* totals, int length,
-                                         int lane) {
-    if constexpr (FORMAT < Q6_K) {
-        if (!HAS(FORMAT) || format != FORMAT) return product<FORMAT + 1>(format, slot, x, totals, length, lane);
-    }
-    return product_of<FORMAT>(slot, x, totals, length, lane);
 }
 
 // Formats of a phase's matrices, a byte each.
@@ -235,60 +210,51 @@ __device__ __forceinline__ u32 formats_of(const Step& p, const Layer* layers, in
     return m[kind == O_PROJ ? 3 : 6].format;
 }
 
-// Whether all rows are whole segments.
-#define WHOLE (D_MODEL % SEG == 0 && QD % SEG == 0 && FFN % SEG == 0)
-
-// This warp's tasks of a phase.
-__device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& ring, int phase, int kind, int warp,
-                                         int lane) {
-    constexpr int rounds = SEG / 256;
-    const int width = width_of(kind);
-    // The input's segment stays in registers for as long as it is the same.
-    uint4 kept[rounds];
-    float totals[rounds];
-    int held = -1;
-    Task task = first_task(kind, warp);
-    const int first = bounds[kind].x, n = bounds[kind].y * task.segs;
+// This warp's share of a phase. The first slot's weights are unpacked before the input is waited for.
+__device__ __forceinline__ void products(const Step& p, const Shared& s, Ring& ring, int phase, int kind, u32 round,
+                                         int token, int warp, int lane) {
+    const int width = width_of(kind), segs = segs_of(kind), first = bounds[kind].x;
+    Task task = first_task(kind, bounds[kind].y, warp);
     // By a shuffle, so that the compiler knows all lanes to agree.
     const u32 formats = __shfl_sync(0xffffffffu, formats_of(p, s.layers, phase, kind), 0);
-    while (task.i < n) {
-        // The last of up to four tasks' sums is `a`.
-        float a = 0, b = 0, c = 0, d = 0;
-        const int first_task = task.i;
-        int count = 0;
+    const bool mixed = (formats & 255) != (formats >> 8 & 255);
+    Rows weights;
+    // The input's segment stays in registers for as long as it is the same.
+    Input x;
+    int held = -1;
+    bool waiting = true;
+    // This lane's sums of the slot before, and where their sum over the warp goes: added up while the next one is unpacked.
+    float2 sums = make_float2(0, 0);
+    int place = -1;
 #pragma unroll 1
-        do {
-            if (task.seg != held) {
-                held = task.seg;
-#pragma unroll
-                for (int it = 0; it < rounds; it++) {
-                    const int e = held * SEG + it * 256 + first_four(lane);
-                    const uint2 none = make_uint2(0, 0), ones = make_uint2(0x3f803f80u, 0x3f803f80u);
-                    kept[it] = paired(e < width ? *(const uint2*)(s.x + e) : none,
-                                      e + NEXT_FOUR < width ? *(const uint2*)(s.x + e + NEXT_FOUR) : none);
-                    totals[it] = NEED_TOTALS ? group_sum(ones, ones, kept[it], lane) : 0.0f;
-                }
-            }
-            u32 format = the_format();
+    while (true) {
+        const bool more = task.i < task.end;
+        const int length = WHOLE ? SEG : min(SEG, width - task.seg * SEG);
+        const u8* slot = 0;
+        u32 format = the_format();
+        if (more) {
             if (!ONE_FORMAT) {
                 const int row = first + task.row;
                 const int which = kind == QKV ? (row >= QD) + (row >= QD + KD) : kind == GATE_UP ? row & 1 : 0;
                 format = formats >> 8 * which & 255;
             }
-            const int length = WHOLE ? SEG : min(SEG, width - task.seg * SEG);
-            const u8* slot = next_slot(ring);
-            const float sum = product(format, slot, kept, totals, length, lane);
-            done_with_slot(ring);
-            d = c;
-            c = b;
-            b = a;
-            a = sum;
-            count++;
-            next_task(task);
-        } while (count < 4 && task.i < n);
-        const float sum = four_sums(a, b, c, d, lane);
-        const int which = count - 1 - lane / 8;
-        if (lane % 8 == 0 && which >= 0) s.sums[first_task + which * WARPS] = sum;
+            slot = next_slot(ring);
+            unpack_rows(format, slot, length, lane, weights);
+        }
+        const float sum = two_sums(sums, lane);
+        if (place >= 0) s.sums[place] = sum;
+        if (waiting) read_input(p, s, phase, kind, round, token);
+        waiting = false;
+        if (!more) break;
+        if (task.seg != held) {
+            held = task.seg;
+            x = input_of(s.x + held * SEG, width - held * SEG, lane);
+        }
+        sums = multiply(format, slot, weights, x, length, lane);
+        done_with_slot(ring);
+        const int rows = rows_at_once(task, kind, first, mixed);
+        place = lane % 16 == 0 && lane / 16 < rows ? (task.row + lane / 16) * segs + held : -1;
+        next_task(task, rows);
     }
     block_sync();
 }

@@ -120,8 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32 * FEEDERS, 1) decode(c
         if (kind == ATTENTION) {
             attention_phase(p, s, ring, at, phase, round, warp, lane);
         } else {
-            read_input(p, s, phase, kind, round, token);
-            products(p, s, ring, phase, kind, warp, lane);
+            products(p, s, ring, phase, kind, round, token, warp, lane);
             if (kind == PHASES) head_phase(p, s, at.position);
             else store_rows(p, s, phase, kind, round);
         }

@@ -6,11 +6,10 @@
 // memory's queues delays the values that blocks hand to each other.
 
 #define THREADS (WARPS * 32)  // those that compute
-#define SLOT 2048
 // Slots of a ring that are under way, at most: of a layer's weights, of keys and values, of the output matrix.
 #define UNDER_WAY 1
 #define UNDER_WAY_KEYS 4
-#define UNDER_WAY_HEAD 6
+#define UNDER_WAY_HEAD 3
 
 // Phases of a layer, in order; one more, HEAD, follows the last layer.
 enum { QKV, ATTENTION, O_PROJ, GATE_UP, DOWN, PHASES };
@@ -18,8 +17,10 @@ enum { QKV, ATTENTION, O_PROJ, GATE_UP, DOWN, PHASES };
 
 #define SEGS(n) (((n) + SEG - 1) / SEG)
 
-// Keys of one slot: as many as fit, at most 32, a power of two.
-#define SLOT_KEYS (HEAD_DIM > 256 ? 2 : HEAD_DIM > 128 ? 4 : HEAD_DIM > 64 ? 8 : HEAD_DIM > 32 ? 16 : 32)
+// Keys of one slot: a power of two, at most 32, in KEY_BYTES.
+#define KEY_BYTES 2048
+#define KEYS_IN(n) (HEAD_DIM * 2 * (n) <= KEY_BYTES)
+#define SLOT_KEYS (KEYS_IN(32) ? 32 : KEYS_IN(16) ? 16 : KEYS_IN(8) ? 8 : KEYS_IN(4) ? 4 : 2)
 // Lanes that share a key: eight channels each, a power of two.
 #define KEY_LANES (HEAD_DIM > 128 ? 32 : HEAD_DIM > 64 ? 16 : HEAD_DIM > 32 ? 8 : HEAD_DIM > 16 ? 4 : 2)
 #define KEYS_AT_ONCE (32 / KEY_LANES)
@@ -57,7 +58,8 @@ struct Place {
     int head, kv_head, split;
 };
 
-// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks.
+// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks, with two chunks a warp
+// before another block is taken: to wait for one costs as much.
 struct Keys {
     int first, begin, end, splits;
 };
@@ -66,7 +68,7 @@ __device__ __forceinline__ Keys keys_of(int position, int window) {
     k.first = window && position >= window ? position - window + 1 : 0;
     k.begin = k.first / SLOT_KEYS;
     k.end = (position + SLOT_KEYS - 1) / SLOT_KEYS;
-    k.splits = min(SPLITS, max(1, (k.end - k.begin + WARPS - 1) / WARPS));
+    k.splits = min(SPLITS, max(1, (k.end - k.begin + 2 * WARPS - 1) / (2 * WARPS)));
     return k;
 }
 
@@ -75,8 +77,10 @@ __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvt
 __device__ __forceinline__ void slot_init(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-__device__ __forceinline__ void slot_fill(u32 slot, u32 barrier, u64 from, u32 bytes) {
+__device__ __forceinline__ void slot_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void slot_fill(u32 slot, u32 barrier, u64 from, u32 bytes) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot),
         "l"(from), "r"(bytes), "r"(barrier)
@@ -140,24 +144,38 @@ __device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* laye
     }
 }
 
-// A warp's place among the tasks of a phase: each a segment of a row times the same segment of the input. Tasks are dealt
-// out one after the other.
+// A warp's share of a phase: row segments, each times the same segment of the input, segment by segment and row by row.
+// A slot takes up to ROWS rows of one segment and of one format.
 struct Task {
-    int i, row, seg;        // of all tasks; of this block's rows; of the row
-    int segs, rows, more;   // segments of a row; what lies between two tasks of a warp: rows, and segments on top
+    int i, end;     // of all row segments: the next, and where this warp's share ends
+    int seg, row;   // of the next
+    int rows;       // of this block
 };
-template <int SEGMENTS>
-__device__ __forceinline__ Task task_of(int warp) {
-    return Task{warp, warp / SEGMENTS, warp % SEGMENTS, SEGMENTS, WARPS / SEGMENTS, WARPS % SEGMENTS};
+__device__ __forceinline__ Task first_task(int kind, int rows, int warp) {
+    const int all = rows * segs_of(kind);
+    Task t;
+    t.i = all * warp / WARPS;
+    t.end = all * (warp + 1) / WARPS;
+    t.seg = t.i / max(1, rows);
+    t.row = t.i - t.seg * rows;
+    t.rows = rows;
+    return t;
 }
-__device__ __forceinline__ Task first_task(int kind, int warp) {
-    return kind == O_PROJ ? task_of<SEGS(QD)>(warp) : kind == DOWN ? task_of<SEGS(FFN)>(warp) : task_of<SEGS(D_MODEL)>(warp);
+// Rows of the next slot: of one matrix, or of gate and up in turn unless formats are `mixed`. `first` is the block's first row.
+__device__ __forceinline__ int rows_at_once(const Task& t, int kind, int first, bool mixed) {
+    int n = min(min(ROWS, t.end - t.i), t.rows - t.row);
+    if (ONE_FORMAT) return n;
+    const int row = first + t.row;
+    if (kind == QKV) n = min(n, row < QD ? QD - row : row < QD + KD ? QD + KD - row : n);
+    return kind == GATE_UP && mixed ? 1 : n;
 }
-__device__ __forceinline__ void next_task(Task& t) {
-    const bool over = t.seg + t.more >= t.segs;
-    t.i += WARPS;
-    t.row += t.rows + over;
-    t.seg += t.more - (over ? t.segs : 0);
+__device__ __forceinline__ void next_task(Task& t, int rows) {
+    t.i += rows;
+    t.row += rows;
+    if (t.row == t.rows) {
+        t.row = 0;
+        t.seg++;
+    }
 }
 
 // Fills rings until all that this launch reads is under way. All lanes stay together; each serves one warp, or none.
@@ -168,9 +186,9 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
     empty += warp * SLOTS * 8;
     int phase = warp < WARPS ? p.first : HEAD_PHASE + 1;
     int kind = p.first ? PHASES : QKV;
-    Task task = first_task(kind, warp);
     int rows_from = bounds[kind].x;
-    int n = bounds[kind].y * task.segs;
+    Task task = first_task(kind, bounds[kind].y, warp);
+    bool mixed = false;             // whether gate and up have formats of their own
     int slot = 0, oldest = 0, under_way = 0;
     u32 filled = 1, landed = 0;     // parities; of slots that were never read, the first wait returns at once
     u64 keys = 0, plane = 0;        // of the running attention phase: the next slot's keys; from keys to values
@@ -178,12 +196,13 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
     bool values = false;            // whether values are next
     while (__any_sync(0xffffffffu, phase <= HEAD_PHASE)) {
         bool go = phase <= HEAD_PHASE;
-        if (go && left <= 0 && task.i >= n) {
+        if (go && left <= 0 && task.i >= task.end) {
             kind = ++phase == HEAD_PHASE ? PHASES : phase % PHASES;
-            task = first_task(kind, warp);
             rows_from = bounds[kind].x;
-            n = kind == ATTENTION ? 0 : bounds[kind].y * task.segs;
-            const Keys of = keys_of(at.position, (int)layers[min(phase / PHASES, LAYERS - 1)].window);
+            task = first_task(kind, kind == ATTENTION ? 0 : bounds[kind].y, warp);
+            const Layer& l = layers[min(phase / PHASES, LAYERS - 1)];
+            mixed = l.gate.format != l.up.format;
+            const Keys of = keys_of(at.position, (int)l.window);
             if (phase < HEAD_PHASE && kind == ATTENTION && at.reads_keys && at.split < of.splits) {
                 const int key = (of.begin + at.split * WARPS + warp) * SLOT_KEYS;
                 left = at.position - key;
@@ -191,9 +210,9 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
                 plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
                 keys = (u64)p.cache + phase / PHASES * 2 * plane + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
             }
-            go = left > 0 || (task.i < n && phase <= HEAD_PHASE);
+            go = left > 0 || (task.i < task.end && phase <= HEAD_PHASE);
         }
-        if (go && under_way >= (left > 0 ? UNDER_WAY_KEYS : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY)) {
+        if (go && under_way >= min(SLOTS, left > 0 ? UNDER_WAY_KEYS : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY)) {
             go = slot_ready(full + oldest * 8, landed);
             if (go) {
                 under_way--;
@@ -205,26 +224,33 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
         }
         go = go && slot_ready(empty + slot * 8, filled);
         if (go) {
-            u64 from;
-            u32 bytes;
+            const u32 to = ring + slot * SLOT, barrier = full + slot * 8;
             if (left > 0) {
-                from = keys + (values ? plane : 0);
-                bytes = min(SLOT_KEYS, left) * HEAD_DIM * 2;
+                const u32 bytes = min(SLOT_KEYS, left) * HEAD_DIM * 2;
+                slot_expect(barrier, bytes);
+                slot_fill(to, barrier, keys + (values ? plane : 0), bytes);
                 if (values) {
                     left -= stride;
                     keys += (u64)stride * HEAD_DIM * 2;
                 }
                 values = !values;
             } else {
-                int row = rows_from + task.row;
-                const Mat& m = matrix_of(p, layers, phase, kind, row);
-                const u32 format = ONE_FORMAT ? the_format() : m.format;
-                const u32 whole = segment_bytes(format, SEG);
-                from = m.at + (u64)row * m.stride + task.seg * whole;
-                bytes = task.seg + 1 < task.segs ? whole : segment_bytes(format, width_of(kind) - task.seg * SEG);
-                next_task(task);
+                const int rows = rows_at_once(task, kind, rows_from, mixed);
+                u32 whole = 0, bytes = 0;
+                for (int i = 0; i < rows; i++) {
+                    int row = rows_from + task.row + i;
+                    const Mat& m = matrix_of(p, layers, phase, kind, row);
+                    if (i == 0) {
+                        const u32 format = ONE_FORMAT ? the_format() : m.format;
+                        whole = segment_bytes(format, SEG);
+                        const int width = width_of(kind) - task.seg * SEG;
+                        bytes = width >= SEG ? whole : segment_bytes(format, width);
+                        slot_expect(barrier, rows * bytes);
+                    }
+                    slot_fill(to + i * whole, barrier, m.at + (u64)row * m.stride + task.seg * whole, bytes);
+                }
+                next_task(task, rows);
             }
-            slot_fill(ring + slot * SLOT, full + slot * 8, from, bytes);
             under_way++;
             if (++slot == SLOTS) {
                 slot = 0;

@@ -13,6 +13,7 @@ use crate::cuda::device::{Gpu, doing};
 const SOURCES: &[&str] = &[
     include_str!("../../kernels/common.cu"),
     include_str!("../../kernels/formats.cu"),
+    include_str!("../../kernels/products.cu"),
     include_str!("../../kernels/stream.cu"),
     include_str!("../../kernels/exchange.cu"),
     include_str!("../../kernels/block.cu"),

@@ -8,9 +8,12 @@ use crate::cuda::plan::{LAYER_TAPS, Plan};
 use crate::cuda::weights::{Mat, Storing};
 use crate::cuda::{Error, Tap, Wanted};
 
-/// Warps of a block that compute, and bytes of a slot: as `kernels/stream.cu` has them.
+/// Warps of a block that compute.
 pub(super) const WARPS: usize = 8;
-const SLOT: usize = 2048;
+/// Rows of weights in a slot, as `kernels/products.cu` has them.
+const ROWS: usize = 2;
+/// Bytes of keys or values in a slot, as `kernels/stream.cu` has them.
+const KEY_BYTES: usize = 2048;
 /// Warps of a block that fill the rings: short slots, those of quantised rows, take more of them.
 fn feeders(formats: u32) -> usize {
     if formats == 1 { 2 } else { 4 }
@@ -55,6 +58,9 @@ crate::cuda::device::arguments!(StepArgs);
 /// Shared memory of the decode kernel, as `carve` in `kernels/decode.cu` lays it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
+    /// Bytes of a slot.
+    pub slot: usize,
+    /// Slots of every warp.
     pub slots: usize,
     pub feeders: usize,
     pub x_bytes: usize,
@@ -97,15 +103,16 @@ impl Layout {
             + 3 * plan.head_dim * 2
             + (32 + 2 * WARPS) * 4;
         // The kernel's own variables of this kind take a little as well.
-        let fits = room.saturating_sub(rest + 4096) / (WARPS * (SLOT + 16));
+        let slot = (ROWS * storing.segment_bytes()).max(KEY_BYTES);
+        let fits = room.saturating_sub(rest + 4096) / (WARPS * (slot + 16));
         let slots = fits.min(most);
         if slots < 2 {
             let what = format!("its vectors leave no room in the GPU's {room} bytes of shared memory");
             return Err(Error::Unsupported { what });
         }
         let feeders = feeders(storing.formats);
-        let total = rest + slots * WARPS * (SLOT + 16);
-        Ok(Layout { slots, feeders, x_bytes, own_bytes, sum_bytes, total })
+        let total = rest + slots * WARPS * (slot + 16);
+        Ok(Layout { slot, slots, feeders, x_bytes, own_bytes, sum_bytes, total })
     }
 
     pub fn shape(&self, blocks: usize) -> Shape {

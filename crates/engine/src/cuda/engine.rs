@@ -133,6 +133,7 @@ pub(super) fn defines(plan: &Plan, storing: Storing, layout: &Layout, blocks: us
         number("BLOCKS", blocks),
         number("WARPS", WARPS),
         number("FEEDERS", layout.feeders),
+        number("SLOT", layout.slot),
         number("SLOTS", layout.slots),
         number("X_BYTES", layout.x_bytes),
         number("OWN_BYTES", layout.own_bytes),

@@ -140,6 +140,12 @@ fn stride(storage: Storage, width: usize, segment: usize) -> usize {
 }
 
 impl Storing {
+    /// Bytes of a whole segment in the longest of the formats.
+    pub fn segment_bytes(&self) -> usize {
+        let used = FORMATS.iter().enumerate().filter(|(n, _)| self.formats & 1 << n != 0);
+        used.map(|(_, f)| stride(*f, self.segment, self.segment)).max().unwrap_or(0)
+    }
+
     /// How the matrices of `plan` will be stored, and the bytes they take.
     pub fn of(checkpoint: &Checkpoint, plan: &Plan) -> Result<(Storing, usize), Error> {
         let mut names: Vec<&str> = vec![&plan.embed, &plan.head];
