@@ -43,6 +43,16 @@ def test_a_fault_of_no_class_is_located_and_not_named(title, firstdiff, tmp_path
     assert first["cause"] is None, str(result)
 
 
+@pytest.mark.parametrize("variant", ["buffer", "norm", "poison", "unwritten"])
+def test_words_read_before_they_are_written_are_one_cause_up_to_the_cache(variant, firstdiff, tmp_path):
+    fault = FAULTS[f"race-cross-block-visibility.{variant}"]
+    recorded = record(fault.model, "bf16", tmp_path / "trace", faults=[fault])
+    first = firstdiff.check(recorded.trace, recorded.model).findings[0]
+    assert names(first) == {fault.id}
+    kinds = {tap.rsplit(".", 1)[-1] for tap in first["taps"]}
+    assert kinds >= {"v_cache", *fault.first}
+
+
 def test_an_operation_is_exported_with_all_that_it_takes_to_run_it(firstdiff, tmp_path):
     fault = FAULTS["qkv-bias-missing"]
     recorded = record(fault.model, "f32", tmp_path / "trace", faults=[fault])

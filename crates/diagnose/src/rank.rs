@@ -270,6 +270,8 @@ fn element(trial: &Trial, scene: &Scene, edit: &Edit) -> Result<Option<Element>,
     let error = |i: &usize| (scene.engine.data()[*i] - exact.data()[*i]).abs();
     let finite = |i: &usize| error(i).is_finite();
     let worst = (0..scene.engine.len()).filter(finite).max_by(|a, b| error(a).total_cmp(&error(b)));
+    // Where all that is wrong is not finite, no number shows it.
+    let worst = worst.filter(|&i| predicted.exact.data()[i] != exact.data()[i]);
     Ok(worst.map(|i| {
         let (mut rest, mut index) = (i, vec![0; shape.len()]);
         for (axis, &extent) in shape.iter().enumerate().rev() {

@@ -29,6 +29,8 @@ pub struct Scene<'a> {
     pub layers: Vec<usize>,
     /// The steps in which they are wrong.
     pub wrong_steps: Vec<usize>,
+    /// Every place that the finding covers, as operation and step.
+    pub wrong: Vec<(usize, usize)>,
     /// The engine's value.
     pub engine: Tensor<f64>,
     evidence: &'a Evidence<'a>,
@@ -61,6 +63,7 @@ impl<'a> Scene<'a> {
             taps: finding.taps.iter().map(|t| firstdiff_trace::tap::split(t).1.to_string()).collect(),
             layers: finding.layers.clone(),
             wrong_steps: finding.steps.clone(),
+            wrong: evidence.covered(finding),
             engine,
             evidence,
             weights: &trial.weights,
@@ -113,6 +116,16 @@ impl<'a> Scene<'a> {
     /// What the engine recorded, in any step.
     pub fn recorded(&self, op: usize, step: usize) -> Option<Tensor<f64>> {
         self.evidence.read(op, step).ok().flatten()
+    }
+
+    /// The bit patterns, as stored, of what is not finite in the engine's value.
+    pub fn not_finite(&self) -> Option<BTreeSet<Vec<u8>>> {
+        let step = &self.evidence.trace.steps[self.step];
+        let tap = &self.program().ops[self.op].tap;
+        let (values, bytes) = (step.read::<f64>(tap).ok().flatten()?, step.raw(tap)?);
+        let size = (bytes.len() / values.len().max(1)).max(1);
+        let lost = values.data().iter().zip(bytes.chunks(size)).filter(|(x, _)| !x.is_finite());
+        Some(lost.map(|(_, bytes)| bytes.to_vec()).collect())
     }
 
     /// A weight, whole; `None` where the model lacks it.

@@ -64,16 +64,18 @@ def verdict(binary, trace, model, threads):
 
 
 def broken_barrier(trace_binary, binary, model, work, prompt=20, steps=6):
-    """What `check` says of the barrier whose counter block 0 sets back: it must see keys or values read too early."""
+    """What `check` says of the barrier whose counter block 0 sets back: it must see, and name, keys or values read too early."""
     out = Path(work) / "trace-broken-barrier"
     shutil.rmtree(out, ignore_errors=True)
     call([trace_binary, model, out, f"random:{prompt}", steps, "all", "broken-barrier"])
     done = call([binary, "check", out, "--model", model, "--format", "json"], ok=(1,))
     findings = json.loads(done["stdout"])["findings"]
-    cached = [f for f in findings if f["tap"].endswith(("k_cache", "v_cache"))]
-    assert cached, f"nothing at keys and values, but at {[f['tap'] for f in findings]}"
+    cached = [f for f in findings if any(tap.endswith(("k_rope", "k_cache", "v_cache")) for tap in f["taps"])]
+    assert cached, f"nothing at keys and values, but at {[f['taps'] for f in findings]}"
+    named = [f["cause"] and f["cause"]["id"] for f in cached]
+    assert "race-cross-block-visibility" in named, f"keys and values are wrong by {named}"
     shutil.rmtree(out, ignore_errors=True)
-    return [{k: f.get(k) for k in ("step", "tap", "where", "cause")} for f in findings]
+    return [{k: f.get(k) for k in ("step", "taps", "where", "cause")} for f in findings]
 
 
 def cases(models, formats):

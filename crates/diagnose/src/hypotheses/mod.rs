@@ -4,11 +4,13 @@
 //! returns edits: at least one wherever the hypothesis could hold, none elsewhere.
 
 mod fits;
+mod handed;
 mod masks;
 mod quant;
 mod scaled;
 mod stored;
 mod tools;
+mod words;
 
 use crate::{Edit, Scene};
 

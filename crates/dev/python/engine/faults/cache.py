@@ -210,6 +210,68 @@ class StaleSlot(Fault):
         return keys, values
 
 
+class _Handed(Fault):
+    """Projections reach whoever needs them through words of two channels that every layer writes again. Some are read before
+    they are written, once."""
+
+    id = "race-cross-block-visibility"
+    early = {}  # channels that are read too early, of the first head; by projection
+
+    def begin(self, engine):
+        self.words = {}
+
+    def project_qkv(self, engine, right, h):
+        written = dict(zip("qkv", right(h)))
+        here = engine.call == self.step and engine.layer == self.layers[0]
+        read = {name: self.read(name, x.clone()) if here and name in self.early else x for name, x in written.items()}
+        if engine.call > 0:
+            self.words = written
+        return tuple(read.values())
+
+    def read(self, name, x):
+        x[:, 0, self.early[name]] = self.before(name, x)[:, 0, self.early[name]]
+        return x
+
+    def before(self, name, x):
+        return self.words[name]
+
+
+class RaceOnBuffer(_Handed):
+    variant = "buffer"
+    first, step, layers = ("k_rope",), 2, (1,)
+    early = {"k": slice(4, 10), "v": slice(2, 12)}
+    wrong = "at the second decoded token layer 1 reads words of its key and value that still hold layer 0's"
+
+
+class RaceOnBufferOfLastStep(_Handed):
+    variant = "norm"
+    model, first, step, layers = "qwen3", ("q_norm",), 3, (0,)
+    early = {"q": slice(0, 6), "v": slice(8, 10)}
+    wrong = "at the third decoded token layer 0 reads words of its query and value that still hold the last layer's"
+
+
+class RaceOnPoison(_Handed):
+    """Memory was filled with ones when it was allocated: no number in any format."""
+
+    variant = "poison"
+    model, first, step, layers = "qwen2", ("q_rope", "k_rope"), 1, (0,)
+    early = {"q": slice(0, 4), "k": slice(6, 8), "v": slice(0, 16)}
+    wrong = "at the first decoded token layer 0 reads words of its query, key and value that nobody wrote: NaN"
+
+    def before(self, name, x):
+        return torch.full((x.numel() * x.element_size(),), 255, dtype=torch.uint8).view(x.dtype).view(x.shape)
+
+
+class RaceOnFreshWords(_Handed):
+    variant = "unwritten"
+    first, step, layers = ("v_cache",), 1, (0,)
+    early = {"v": slice(4, 14)}
+    wrong = "at the first decoded token layer 0 reads words of its value that nobody wrote: zeros"
+
+    def before(self, name, x):
+        return torch.zeros_like(x)
+
+
 class _Ring(Fault):
     """A cache of a window's length; slot p mod 7 holds position p."""
 

@@ -225,3 +225,44 @@ class Quarters(Fault):
     def cache_read(self, engine, right):
         keys, values = right()
         return keys, values.unflatten(-1, (4, -1))[..., [2, 0, 3, 1], :].flatten(-2)
+
+
+class ChannelsCutInDecode(Fault):
+    """Always: no race."""
+
+    variant = "channels-cut-in-decode"
+    first, step = ("v_cache",), 1
+    wrong = "in decode the last 4 channels of each head's newest value are zero"
+
+    def cache_read(self, engine, right):
+        keys, values = right()
+        if engine.call > 0:
+            values[-1, :, -4:] = 0
+        return keys, values
+
+
+class TableEndsEarly(Fault):
+    """In every head: nothing that one part of a kernel handed to another."""
+
+    variant = "table-ends-early"
+    model, first, step = "qwen2", ("q_rope", "k_rope"), 3
+    wrong = "the table of cosines is filled up to position 25; beyond it one channel holds NaN"
+
+    def cos_sin(self, engine, right, positions):
+        cos, sin = right(positions)
+        cos[positions > 25, 2] = float("nan")
+        return cos, sin
+
+
+class LargeValuesLost(Fault):
+    """By their size: no race."""
+
+    variant = "large-values-lost-in-decode"
+    model, first, step = "qwen3", ("v_cache",), 1
+    wrong = "in decode values beyond 1.5 are cached as NaN: a format of a small range on the way"
+
+    def cache_read(self, engine, right):
+        keys, values = right()
+        if engine.call > 0:
+            values[-1][values[-1].abs() > 1.5] = float("nan")
+        return keys, values
