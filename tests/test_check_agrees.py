@@ -8,7 +8,7 @@ import torch
 from firstdiff_binary import AGREES, DIVERGES
 from gguf_models import in_whole_blocks, write
 from recording import REAL_PROMPTS, record
-from tiny import BY_NAME, load, prompt_ids, tensors_of
+from tiny import BY_NAME, Tiny, load, make, prompt_ids, tensors_of
 
 PROMPT, STEPS = 24, 16
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -78,6 +78,14 @@ def test_a_trace_of_the_reference_itself_agrees(name, dtype, seed, firstdiff, ti
     ids = prompt_ids(PROMPT, seed)
     firstdiff.trace(tiny_folder(name), tmp_path / "trace", ids, "--steps", STEPS, "--dtype", dtype)
     assert_agrees(firstdiff.check(tmp_path / "trace", tiny_folder(name)))
+
+
+def test_sums_that_lean_to_one_side_in_every_row_agree(firstdiff, tmp_path):
+    """Squares of bf16 numbers, added up in float32, lose their last bits downwards: over many wide rows that is a common factor."""
+    config = {"hidden_size": 2048, "head_dim": 16, "num_hidden_layers": 1, "vocab_size": 1024, "max_position_embeddings": 1024}
+    folder = make(Tiny("wide", "llama", config, stored=torch.bfloat16), tmp_path / "model")
+    firstdiff.trace(folder, tmp_path / "trace", list(range(1024)), "--steps", 0)
+    assert_agrees(firstdiff.check(tmp_path / "trace", folder), steps=1)
 
 
 @pytest.mark.real_model

@@ -12,8 +12,7 @@ pub(crate) fn rms_norm<T: Real>(x: &[T], w: &[T], op: &RmsNorm, rounding: Roundi
     let (inner, sum) = (rounding.site(2), rounding.site(3));
     out.par_chunks_mut(dim).zip(x.par_chunks(dim)).enumerate().with_min_len(16).for_each(
         |(row, (out, x))| {
-            let mean = x.iter().map(|&x| x * x).sum::<T>().to_f64() / dim as f64;
-            let mean = mean * rounding.positive_sum(dim, row);
+            let mean = rounding.mean_square(x, row);
             let scale = T::from_f64(rounding.lean(2.0, 0) / (mean + op.eps).sqrt());
             for (i, ((out, &x), &w)) in out.iter_mut().zip(x).zip(w).enumerate() {
                 let (x, at) = (x * scale, row * dim + i);

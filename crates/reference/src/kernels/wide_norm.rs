@@ -8,8 +8,7 @@ pub(crate) fn wide_norm<T: Real>(x: &[T], w: Option<&[T]>, dim: usize, eps: f64,
     let mut out = vec![T::ZERO; x.len()];
     let inner = r.site(2);
     for (row, (out, x)) in out.chunks_mut(dim).zip(x.chunks(dim)).enumerate() {
-        let mean = x.iter().map(|&x| x * x).sum::<T>().to_f64() / dim as f64;
-        let mean = mean * r.positive_sum(dim, row);
+        let mean = r.mean_square(x, row);
         let scale = T::from_f64(r.lean(2.0, 0) / (mean + eps).sqrt());
         match w {
             None => {
