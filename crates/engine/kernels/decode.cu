@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32 * FEEDERS, 1) decode(c
             if (kind == PHASES) head_phase(p, s, at.position);
             else store_rows(p, s, phase, kind, round);
         }
-        // Warps that have nothing to store would look for the next input before it can be there, and be in the way.
+        // Faster than letting warps without rows to store go ahead (docs/CUDA.md).
         block_sync();
 #if BARRIER_BUG
         if (phase < HEAD_PHASE) broken_barrier(p.barrier, (phase - p.first + 1) * BLOCKS);
