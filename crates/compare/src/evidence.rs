@@ -88,7 +88,7 @@ impl<'a> Evidence<'a> {
         if matches!(program.ops[op].kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);
         }
-        let (axes, view, exact) = by_head(program, op, value, exact, &noise);
+        let (axes, view, exact) = by_head(program, op, Cow::Owned(value), exact, &noise);
         Ok(Some(Measured::new(&view, &exact, &noise, &axes)))
     }
 }

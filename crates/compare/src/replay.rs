@@ -139,13 +139,13 @@ impl Replay<'_> {
 
 /// A projection's channels are heads for the operation that reads it: seen as such, unless its
 /// noise is known for whole tokens only.
-pub(crate) fn by_head(
+pub(crate) fn by_head<'v, 'e>(
     program: &Program,
     op: usize,
-    value: Tensor<f64>,
-    exact: Tensor<f64>,
+    value: Cow<'v, Tensor<f64>>,
+    exact: Cow<'e, Tensor<f64>>,
     noise: &Noise<f64>,
-) -> (Vec<Axis>, Tensor<f64>, Tensor<f64>) {
+) -> (Vec<Axis>, Cow<'v, Tensor<f64>>, Cow<'e, Tensor<f64>>) {
     let axes = &program.ops[op].axes;
     let reader = program.ops.iter().find(|r| r.inputs.first().is_some_and(|v| v.0 == op));
     if let (&[Axis::Tokens, Axis::Channels(width)], Some(reader)) = (axes.as_slice(), reader)
@@ -154,9 +154,10 @@ pub(crate) fn by_head(
         && noise.along.is_empty()
     {
         let shape = [value.rows(), heads, dim];
-        let pair = (value.clone().reshape(shape), exact.clone().reshape(shape));
-        if let (Ok(value), Ok(exact)) = pair {
-            return (vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)], value, exact);
+        let view = |t: &Tensor<f64>| t.clone().reshape(shape);
+        if let (Ok(value), Ok(exact)) = (view(&value), view(&exact)) {
+            let axes = vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)];
+            return (axes, Cow::Owned(value), Cow::Owned(exact));
         }
     }
     (axes.clone(), value, exact)
@@ -223,7 +224,7 @@ impl Taps<f64> for Replay<'_> {
         if poisoned {
             forget_poisoned(&mut value, &exact);
         }
-        let (axes, view, exact) = by_head(self.program, computed.op, value.clone(), exact, &noise);
+        let (axes, view, exact) = by_head(self.program, computed.op, Cow::Borrowed(&value), exact, &noise);
         let measured = Measured::new(&view, &exact, &noise, &axes);
         let (mut found, mut distances) = (vec![], None);
         if measured.is_wrong() && measured.non_finite == 0 && self.examine(&op.tap) {
@@ -276,9 +277,13 @@ pub(crate) fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
 }
 
 /// The part of the exact value, and of its noise, that was recorded: the last rows or keys.
-pub(crate) fn last(exact: Cow<Tensor<f64>>, noise: Noise<f64>, shape: &[usize]) -> (Tensor<f64>, Noise<f64>) {
+pub(crate) fn last<'e>(
+    exact: Cow<'e, Tensor<f64>>,
+    noise: Noise<f64>,
+    shape: &[usize],
+) -> (Cow<'e, Tensor<f64>>, Noise<f64>) {
     if exact.shape() == shape {
-        return (exact.into_owned(), noise);
+        return (exact, noise);
     }
     let cut = |t: &Tensor<f64>| tail(t, shape);
     let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
@@ -286,7 +291,7 @@ pub(crate) fn last(exact: Cow<Tensor<f64>>, noise: Noise<f64>, shape: &[usize]) 
     let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
     let along = Tensor::new(rows(exact.shape()), noise.along).map(|a| tail(&a, &rows(shape)).into_data());
     let lanes = noise.lanes.iter().map(cut).collect();
-    (cut(&exact), Noise { variance, lanes, along: along.unwrap_or_default(), ..noise })
+    (Cow::Owned(cut(&exact)), Noise { variance, lanes, along: along.unwrap_or_default(), ..noise })
 }
 
 /// The last elements along every axis.

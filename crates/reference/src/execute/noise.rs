@@ -207,12 +207,17 @@ fn leaning<T: Real>(
         .map(|lane| {
             let sign = if lane % 2 == 0 { -1.0 } else { 1.0 };
             let factor = T::from_f64(1.0 + sign * (cut_off + constant));
-            let mut value = lanes.get(lane).unwrap_or(exact).clone();
-            value.data_mut().iter_mut().for_each(|x| *x *= factor);
-            value
+            let value = lanes.get(lane).unwrap_or(exact);
+            let mut scaled = Tensor::zeros(value.shape());
+            let pairs = scaled.data_mut().par_iter_mut().zip(value.data()).with_min_len(APIECE);
+            pairs.for_each(|(y, &x)| *y = x * factor);
+            scaled
         })
         .collect()
 }
+
+/// Elements that are worth a thread's while.
+const APIECE: usize = 1024;
 
 /// Fewer elements than this do not make up for few lanes.
 const FEW: usize = 64;
@@ -241,7 +246,7 @@ fn variance<T: Real>(
         let nearest = lanes.first().filter(|_| table || exact.len() < FEW).map_or(0.0, lane);
         (random.iter().map(lane).sum::<f64>() / random.len() as f64).max(nearest) + sums
     };
-    exact.data().par_iter().enumerate().with_min_len(1024).map(|(i, &y)| element(i, y)).collect()
+    exact.data().par_iter().enumerate().with_min_len(APIECE).map(|(i, &y)| element(i, y)).collect()
 }
 
 /// A value as an engine might store it; as most do, in lane 0.
@@ -321,9 +326,12 @@ fn attention_sums<T: Real>(
     let squares = |t: &Tensor<T>, format: Float, n: usize| -> Vec<f64> {
         let factor = sum_variance(format, n, 1.0, 0.0);
         let rounded = input_variance(t.data(), t.len(), rounding);
-        t.data().iter().zip(rounded).map(|(x, v)| v + factor * x.to_f64() * x.to_f64()).collect()
+        let pairs = t.data().par_iter().zip(rounded).with_min_len(APIECE);
+        pairs.map(|(x, v)| v + factor * x.to_f64() * x.to_f64()).collect()
     };
-    let square = |t: &Tensor<T>| -> Vec<f64> { t.data().iter().map(|x| x.to_f64() * x.to_f64()).collect() };
+    let square = |t: &Tensor<T>| -> Vec<f64> {
+        t.data().par_iter().with_min_len(APIECE).map(|x| x.to_f64() * x.to_f64()).collect()
+    };
     match &op.kind {
         OpKind::IndexScores(scores) => {
             let tokens = value(0).rows().min(value(1).rows());
@@ -341,7 +349,8 @@ fn attention_sums<T: Real>(
             let cached = second(k)
                 .map(|v| attention::scores(&square(q), &v, scores, scores.scale * scores.scale).into_data());
             let power_of_two = scores.scale.log2().fract() == 0.0;
-            let sums = products.data().iter().zip(exact.data()).enumerate().map(|(i, (v, y))| {
+            let pairs = products.data().par_iter().zip(exact.data()).enumerate().with_min_len(APIECE);
+            let sums = pairs.map(|(i, (v, y))| {
                 let y = y.to_f64();
                 let v = v + cached.as_ref().map_or(0.0, |c| c[i]);
                 // The product is stored before it is scaled.
@@ -362,7 +371,8 @@ fn attention_sums<T: Real>(
             let products = attention::heads(&weights, &square(v), heads);
             let squared = Tensor::new(p.shape().to_vec(), square(p)).ok()?;
             let cached = second(v).map(|v| attention::heads(&squared, &v, heads));
-            let sums = products.iter().zip(exact.data()).enumerate().map(|(i, (v, y))| {
+            let pairs = products.par_iter().zip(exact.data()).enumerate().with_min_len(APIECE);
+            let sums = pairs.map(|(i, (v, y))| {
                 let cached = cached.as_ref().map_or(0.0, |c| c[i]);
                 v + cached + sum_variance(format, keys, 0.0, y.to_f64())
             });
