@@ -156,6 +156,10 @@ impl Prompt<'_> {
 
     /// Final norm and output matrix by cuBLAS, in bf16: a baseline.
     pub fn head(&self, logits: u64) -> Result<(), Error> {
+        if !self.weights.head.is_bf16() {
+            let what = "its output matrix is not bf16, as cuBLAS takes it: this baseline needs a bf16 model";
+            return Err(Error::Unsupported { what: what.into() });
+        }
         self.norm(self.weights.final_norm, self.rows.hidden.at)?;
         let (rows, width) = (self.plan.vocab, self.plan.hidden);
         self.blas.product(self.rows.hidden.at, self.weights.head.at, logits, self.count, width, rows)
