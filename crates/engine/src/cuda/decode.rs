@@ -55,7 +55,7 @@ pub(super) struct StepArgs {
 
 crate::cuda::device::arguments!(StepArgs);
 
-/// Shared memory of the decode kernel, as `carve` in `kernels/decode.cu` lays it out.
+/// Shared memory of the decode kernel, as `carve` in `kernels/block.cu` lays it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Bytes of a slot.

@@ -163,7 +163,7 @@ impl Storing {
             storing.formats |= 1 << format;
             sizes.push((storage, t.rows(), t.row_len()));
         }
-        // A segment of f32 fills a slot of the ring with half as many elements.
+        // With half as many elements, a segment of f32 is no longer than one of bf16: slots hold rows of any format.
         if storing.formats & 1 << 2 != 0 {
             storing.segment = 512;
         }
