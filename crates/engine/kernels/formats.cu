@@ -12,8 +12,9 @@ __device__ constexpr u32 the_format() {
 }
 
 // Bytes of a segment with n elements. Blocks begin at multiples of four bytes, and so do their quants: cuda/weights.rs
-// puts two bytes behind the scale of a Q4_0, Q5_0 or Q8_0 block and at the end of a Q6_K one, and gives every scale and
-// every minimum of a Q4_K or Q5_K block a byte, group by group.
+// puts two bytes behind the scale of a Q4_0, Q5_0 or Q8_0 block and at the end of a Q6_K one, gives every scale and every
+// minimum of a Q4_K or Q5_K block a byte, group by group, and puts the quants of these three where a lane of the decode
+// kernel reads its own at once.
 __device__ __forceinline__ constexpr u32 segment_bytes(u32 format, u32 n) {
     u32 of256 = 212;
     if ((HAS(BF16) && format == BF16) || (HAS(F16) && format == F16)) of256 = 512;
@@ -94,21 +95,21 @@ __device__ __forceinline__ void load8(u32 format, const u8* s, u32 e, float out[
     }
     if (HAS(Q4_K) && format == Q4_K) {
         const u8* b = s + (e >> 8) * 148;
-        const int at = e & 255, g = at >> 5;
+        const int g = (e & 255) >> 5;
         const float scale = half_at(b) * small(b[4 + 2 * g]), minimum = half_at(b + 2) * small(b[5 + 2 * g]);
-        const uint2 q = bytes8(b + 20 + 32 * (g >> 1) + r);
-        const int shift = (g & 1) * 4;
+        const uint2 q = bytes8(b + 20 + 16 * g + (r & 15));
+        const int shift = r >> 4 << 2;
 #pragma unroll
         for (int i = 0; i < 8; i++) out[i] = scale * small(byte_of(q, i) >> shift & 15) - minimum;
         return;
     }
     if (HAS(Q5_K) && format == Q5_K) {
         const u8* b = s + (e >> 8) * 180;
-        const int at = e & 255, g = at >> 5;
+        const int g = (e & 255) >> 5;
         const float scale = half_at(b) * small(b[4 + 2 * g]), minimum = half_at(b + 2) * small(b[5 + 2 * g]);
         const uint2 fifth = bytes8(b + 20 + r);
-        const uint2 q = bytes8(b + 52 + 32 * (g >> 1) + r);
-        const int shift = (g & 1) * 4;
+        const uint2 q = bytes8(b + 52 + 16 * g + (r & 15));
+        const int shift = r >> 4 << 2;
 #pragma unroll
         for (int i = 0; i < 8; i++)
             out[i] = scale * small((byte_of(q, i) >> shift & 15) | (byte_of(fifth, i) >> g & 1) << 4) - minimum;
@@ -116,14 +117,17 @@ __device__ __forceinline__ void load8(u32 format, const u8* s, u32 e, float out[
     }
     if (HAS(Q6_K) && format == Q6_K) {
         const u8* b = s + (e >> 8) * 212;
-        const int at = e & 255, h = at >> 7, within = at & 127, plane = within >> 5;
-        const float scale = half_at(b + 208) * (small(b[192 + 8 * h + (within >> 4)] ^ 128u) - 128.0f);
-        const uint2 q = bytes8(b + 64 * h + 32 * (plane & 1) + r);
-        const uint2 top = bytes8(b + 128 + 32 * h + r);
-        const int shift = plane >> 1 << 2;
+        const int at = e & 255;
+        const float scale = half_at(b + 208) * (small(b[192 + (at >> 4)] ^ 128u) - 128.0f);
+        // Two fours: cuda/weights.rs says where their bits lie.
+        const u8* fours = b + (at >> 5) * 16 + (r & 15);
+        const u8* rest = b + 128 + (at >> 5) * 8 + (r & 15) / 2;
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            out[i] = scale * (small((byte_of(q, i) >> shift & 15) | (byte_of(top, i) >> (2 * plane) & 3) << 4) - 32.0f);
+        for (int i = 0; i < 8; i++) {
+            const u32 half = *(const u16*)(fours + i / 2 * 2), byte = rest[i / 2];
+            const u32 q = r < 16 ? half >> 6 * (i & 1) & 63 : i & 1 ? half >> 12 | byte >> 6 << 4 : byte & 63;
+            out[i] = scale * (small(q) - 32.0f);
+        }
         return;
     }
 }

@@ -117,12 +117,6 @@ __device__ __forceinline__ uint2 fives(u32 w, int from, u32 top, int bit) {
     return make_uint2((turned(w, 2 - from) & 0x003c003cu) | 0x42004200u | high.x,
                       (turned(w, -6 - from) & 0x003c003cu) | 0x42004200u | high.y);
 }
-// Six bits: the upper two from bit `bit` of every byte of `top` on; 64 + q.
-__device__ __forceinline__ uint2 sixes(u32 w, int from, u32 top, int bit) {
-    const uint2 high = make_uint2(turned(top, 5 - bit) & 0x00600060u, turned(top, -3 - bit) & 0x00600060u);
-    return make_uint2((turned(w, 1 - from) & 0x001e001eu) | 0x42804280u | high.x,
-                      (turned(w, -7 - from) & 0x001e001eu) | 0x42804280u | high.y);
-}
 // Four signed bytes: 128 + q has q in its fraction; the sign's bit makes 256 of the 128 that is taken off.
 __device__ __forceinline__ uint2 bytes(u32 q) {
     const u32 odd = q >> 8, base = 0x43004300u;
@@ -134,6 +128,14 @@ __device__ __forceinline__ u32 spread(u32 bits, int from) { return ((bits >> fro
 
 __device__ __forceinline__ uint2 less(uint2 x, u32 twice) { return make_uint2(minus(x.x, twice), minus(x.y, twice)); }
 
+// Eight numbers of six bits, as cuda/weights.rs places them: 128 + q, of which 160 are taken off.
+__device__ __forceinline__ Eight sixes(u32 q, u32 rest) {
+    const u32 fields = 0x003f003fu, base = 0x43004300u, off = 0x43204320u, apart = __byte_perm(rest, 0, 0x4140);
+    const u32 last = (q >> 12 & 0x000f000fu) | base | (apart >> 2 & 0x00300030u);
+    return Eight{less(make_uint2((q & fields) | base, (q >> 6 & fields) | base), off),
+                 less(make_uint2((apart & fields) | base, last), off)};
+}
+
 // A lane's elements of round `it` of a row: whole numbers. Those of formats with minima are more than the quants by 16, of
 // Q5_K by 32: `scaled` takes that off the sum.
 template <u32 FORMAT>
@@ -141,8 +143,8 @@ __device__ __forceinline__ Eight quants(const u8* row, int it, int length, int l
     const int g = lane / 4, t = lane % 4 * 4;
     const int block = it * 8 + g;  // of 32
     if constexpr (FORMAT == BF16) return eight_at((const u16*)row, first_four(it, lane), WHOLE ? SEG : length);
-    if constexpr (FORMAT == Q4_0 || FORMAT == Q4_1) {
-        const u32 q = word(row + block * 20 + 4 + t);
+    if constexpr (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q4_K) {
+        const u32 q = word(FORMAT == Q4_K ? row + it * 148 + 20 + g * 16 + t : row + block * 20 + 4 + t);
         if (FORMAT == Q4_0) return Eight{less(nibbles(q, 0), 0x41c041c0u), less(nibbles(q, 4), 0x41c041c0u)};
         return Eight{nibbles(q, 0), nibbles(q, 4)};
     }
@@ -155,21 +157,14 @@ __device__ __forceinline__ Eight quants(const u8* row, int it, int length, int l
         const u8* b = row + block * 36 + 4 + t;
         return Eight{bytes(word(b)), bytes(word(b + 16))};
     }
-    if constexpr (FORMAT == Q4_K) {
-        const u8* b = row + it * 148 + 20 + g / 2 * 32 + t;
-        return Eight{nibbles(word(b), g % 2 * 4), nibbles(word(b + 16), g % 2 * 4)};
-    }
     if constexpr (FORMAT == Q5_K) {
         const u8* b = row + it * 180 + 20 + t;
-        const u8* q = b + 32 + g / 2 * 32;
-        return Eight{fives(word(q), g % 2 * 4, word(b), g), fives(word(q + 16), g % 2 * 4, word(b + 16), g)};
+        const u32 q = word(b + 32 + g * 16);
+        return Eight{fives(q, 0, word(b), g), fives(q, 4, word(b + 16), g)};
     }
     if constexpr (FORMAT == Q6_K) {
-        const u8* q = row + it * 212 + g / 4 * 64 + g % 2 * 32 + t;
-        const u8* top = row + it * 212 + 128 + g / 4 * 32 + t;
-        const int from = g % 4 / 2 * 4, bit = g % 4 * 2;
-        return Eight{less(sixes(word(q), from, word(top), bit), 0x42c042c0u),
-                     less(sixes(word(q + 16), from, word(top + 16), bit), 0x42c042c0u)};
+        const u8* b = row + it * 212;
+        return sixes(word(b + lane * 4), *(const u16*)(b + 128 + lane * 2));
     }
     return Eight{};
 }

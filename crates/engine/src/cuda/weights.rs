@@ -106,30 +106,68 @@ fn block_bytes(storage: Storage) -> usize {
     }
 }
 
-/// Copies a block to where it is longer: by two bytes behind the scale, or at the end of Q6_K's. Of Q4_K and Q5_K the
-/// scales and minima of the eight groups, six bits each, get a byte each, in turn.
+/// Copies a block to where the kernels read it: of a legacy format with two more bytes behind the scale, of a K-quant in
+/// another order.
 fn copy_block(storage: Storage, from: &[u8], to: &mut [u8]) {
     match storage {
-        Storage::Q4K | Storage::Q5K => {
-            to[..4].copy_from_slice(&from[..4]);
-            let packed = &from[4..16];
-            for g in 0..4 {
-                let (a, b, c) = (packed[g], packed[g + 4], packed[g + 8]);
-                let (low, high) = (2 * g + 4, 2 * g + 12);
-                to[low..low + 2].copy_from_slice(&[a & 63, b & 63]);
-                to[high..high + 2].copy_from_slice(&[c & 15 | a >> 6 << 4, c >> 4 | b >> 6 << 4]);
-            }
-            to[20..].copy_from_slice(&from[16..]);
+        Storage::Q4K => {
+            copy_scales(from, to);
+            copy_nibbles(&from[16..], &mut to[20..]);
+        }
+        Storage::Q5K => {
+            copy_scales(from, to);
+            to[20..52].copy_from_slice(&from[16..48]);
+            copy_nibbles(&from[48..], &mut to[52..]);
+        }
+        Storage::Q6K => {
+            copy_sixes(&from[..128], &from[128..192], to);
+            to[192..210].copy_from_slice(&from[192..]);
         }
         _ => {
-            let at = match storage {
-                Storage::Q4_0 | Storage::Q5_0 | Storage::Q8_0 => 2,
-                _ => from.len(),
-            };
             let longer = to.len() - from.len();
-            to[..at].copy_from_slice(&from[..at]);
-            to[at + longer..].copy_from_slice(&from[at..]);
+            to[..2].copy_from_slice(&from[..2]);
+            to[2 + longer..].copy_from_slice(&from[2..]);
         }
+    }
+}
+
+/// Of Q4_K and Q5_K the scales and minima of the eight groups, six bits each, get a byte each, in turn.
+fn copy_scales(from: &[u8], to: &mut [u8]) {
+    to[..4].copy_from_slice(&from[..4]);
+    let packed = &from[4..16];
+    for g in 0..4 {
+        let (a, b, c) = (packed[g], packed[g + 4], packed[g + 8]);
+        let (low, high) = (2 * g + 4, 2 * g + 12);
+        to[low..low + 2].copy_from_slice(&[a & 63, b & 63]);
+        to[high..high + 2].copy_from_slice(&[c & 15 | a >> 6 << 4, c >> 4 | b >> 6 << 4]);
+    }
+}
+
+/// Of Q4_K and Q5_K the nibbles: those of two groups share 32 bytes in the file; here a group has 16 of its own, element i with
+/// element i + 16, as in Q4_0.
+fn copy_nibbles(from: &[u8], to: &mut [u8]) {
+    for (g, to) in to.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let (pair, shift) = (&from[g / 2 * 32..][..32], g % 2 * 4);
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = pair[i] >> shift & 15 | (pair[i + 16] >> shift & 15) << 4;
+        }
+    }
+}
+
+/// Of Q6_K the quants, six bits each: a lane's eight are a word and two bytes. A half of the word has elements i and i + 1 of
+/// a group, for an even i below 16, in its lower twelve bits, a byte element i + 16 in its lower six; element i + 17 is what is
+/// left, its lower four bits in the half of the word, the upper two in the byte.
+fn copy_sixes(low: &[u8], high: &[u8], to: &mut [u8]) {
+    let quant = |e: usize| {
+        let (half, plane, r) = (e / 128, e % 128 / 32, e % 32);
+        let low = low[half * 64 + plane % 2 * 32 + r] >> (plane / 2 * 4) & 15;
+        u16::from(low | (high[half * 32 + r] >> (2 * plane) & 3) << 4)
+    };
+    for half in 0..64 {
+        let e = half / 8 * 32 + half % 8 * 2;
+        let [a, b, c, d] = [quant(e), quant(e + 1), quant(e + 16), quant(e + 17)];
+        to[2 * half..2 * half + 2].copy_from_slice(&(a | b << 6 | (d & 15) << 12).to_le_bytes());
+        to[128 + half] = (c | d >> 4 << 6) as u8;
     }
 }
 
@@ -272,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scales_of_six_bits_get_a_byte_each() {
+    fn q4_k_has_scales_in_bytes_and_groups_apart() {
         // Group g has scale g + 1 and minimum 63 - g: their upper two bits lie with those of the first four groups.
         let mut packed = [0u8; 12];
         for g in 0..8u8 {
@@ -286,12 +324,39 @@ mod tests {
                 packed[at + 4] |= minimum >> 4 << 6;
             }
         }
-        let from: Vec<u8> = [&[1, 2, 3, 4][..], &packed, &[7; 128]].concat();
+        // Element i of group g is (g + i) % 16.
+        let nibble = |g: usize, i: usize| ((g + i) % 16) as u8;
+        let stored: Vec<u8> =
+            (0..128).map(|b| nibble(b / 32 * 2, b % 32) | nibble(b / 32 * 2 + 1, b % 32) << 4).collect();
+        let from: Vec<u8> = [&[1, 2, 3, 4][..], &packed, &stored].concat();
         let mut to = [0u8; 148];
         copy_block(Storage::Q4K, &from, &mut to);
         let expected: Vec<u8> = (0..8).flat_map(|g| [g + 1, 63 - g]).collect();
         assert_eq!(to[..4], [1, 2, 3, 4]);
         assert_eq!(to[4..20], expected);
-        assert_eq!(to[20..], [7; 128]);
+        let kept: Vec<u8> =
+            (0..128).map(|b| nibble(b / 16, b % 16) | nibble(b / 16, b % 16 + 16) << 4).collect();
+        assert_eq!(to[20..], kept);
+    }
+
+    #[test]
+    fn quants_of_six_bits_lie_with_their_lane() {
+        let quant = |e: usize| (e * 37 % 64) as u8;
+        let (mut low, mut high) = ([0u8; 128], [0u8; 64]);
+        for e in 0..256 {
+            let (half, within) = (e / 128, e % 128);
+            let q = quant(e);
+            low[half * 64 + within % 64] |= (q & 15) << (within / 64 * 4);
+            high[half * 32 + within % 32] |= q >> 4 << (within / 32 * 2);
+        }
+        let mut to = [0u8; 192];
+        copy_sixes(&low, &high, &mut to);
+        for (g, i) in (0..8).flat_map(|g| (0..16).step_by(2).map(move |i| (g, i))) {
+            let (at, e) = (g * 16 + i, g * 32 + i);
+            let half = u16::from_le_bytes([to[at], to[at + 1]]);
+            let byte = u16::from(to[128 + at / 2]);
+            let found = [half & 63, half >> 6 & 63, byte & 63, half >> 12 | byte >> 6 << 4];
+            assert_eq!(found, [e, e + 1, e + 16, e + 17].map(|e| u16::from(quant(e))));
+        }
     }
 }
