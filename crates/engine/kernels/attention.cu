@@ -197,7 +197,7 @@ __device__ __noinline__ float gather(const u64* of, int splits, u32 round, const
 #pragma unroll
         for (int m = 0; m < many; m++) {
             if (first + m >= splits) continue;
-            while (early(a[m], round)) a[m] = look(of + (first + m) * stride);
+            while (other(a[m], round)) a[m] = look(of + (first + m) * stride);
             value += shares[first + m] * __uint_as_float((u32)a[m]);
         }
     }

@@ -58,8 +58,9 @@ struct Place {
     int head, kv_head, split;
 };
 
-// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks, with two chunks a warp
-// before another block is taken: to wait for one costs as much.
+// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks, with CHUNKS a warp before
+// another block is taken: to wait for one costs as much.
+#define CHUNKS 3
 struct Keys {
     int first, begin, end, splits;
 };
@@ -68,7 +69,7 @@ __device__ __forceinline__ Keys keys_of(int position, int window) {
     k.first = window && position >= window ? position - window + 1 : 0;
     k.begin = k.first / SLOT_KEYS;
     k.end = (position + SLOT_KEYS - 1) / SLOT_KEYS;
-    k.splits = min(SPLITS, max(1, (k.end - k.begin + 2 * WARPS - 1) / (2 * WARPS)));
+    k.splits = min(SPLITS, max(1, (k.end - k.begin + CHUNKS * WARPS - 1) / (CHUNKS * WARPS)));
     return k;
 }
 
@@ -123,25 +124,15 @@ __device__ __forceinline__ int first_row(int kind, int block) {
     return kind == GATE_UP ? 2 * at : at;
 }
 
-// The matrix and row of row r of a phase.
-__device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* layers, int phase, int kind, int& r) {
+// The matrix of a phase's row, and the row there.
+__device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* layers, int phase, int kind, int row) {
+    if (kind == PHASES) return p.head;
     const Mat* m = &layers[phase / PHASES].q;
-    switch (kind) {
-        case QKV:
-            if (r < QD) return m[0];
-            r -= QD;
-            if (r < KD) return m[1];
-            r -= KD;
-            return m[2];
-        case O_PROJ: return m[3];
-        case GATE_UP: {
-            const int up = r & 1;
-            r >>= 1;
-            return m[4 + up];
-        }
-        case DOWN: return m[6];
-        default: return p.head;
-    }
+    return m[kind == QKV ? (row >= QD) + (row >= QD + KD) : kind == O_PROJ ? 3 : kind == GATE_UP ? 4 + (row & 1) : 6];
+}
+__device__ __forceinline__ int row_within(int kind, int row) {
+    if (kind == GATE_UP) return row >> 1;
+    return kind == QKV && row >= QD ? row - (row >= QD + KD ? QD + KD : QD) : row;
 }
 
 // A warp's share of a phase: row segments, each times the same segment of the input, segment by segment and row by row.
@@ -161,7 +152,8 @@ __device__ __forceinline__ Task first_task(int kind, int rows, int warp) {
     t.rows = rows;
     return t;
 }
-// Rows of the next slot: of one matrix, or of gate and up in turn unless formats are `mixed`. `first` is the block's first row.
+// Rows of the next slot, which have one format; gate and up take turns unless theirs differ, which `mixed` says. `first` is
+// the block's first row.
 __device__ __forceinline__ int rows_at_once(const Task& t, int kind, int first, bool mixed) {
     int n = min(min(ROWS, t.end - t.i), t.rows - t.row);
     if (ONE_FORMAT) return n;
@@ -212,44 +204,62 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
             }
             go = left > 0 || (task.i < task.end && phase <= HEAD_PHASE);
         }
-        if (go && under_way >= min(SLOTS, left > 0 ? UNDER_WAY_KEYS : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY)) {
-            go = slot_ready(full + oldest * 8, landed);
-            if (go) {
+        const int most = min(SLOTS, left > 0 ? UNDER_WAY_KEYS : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY);
+        u32 on = 0, parity = 0;  // the barrier that this lane waits for
+        if (go && under_way >= most) {
+            if (slot_ready(full + oldest * 8, landed)) {
                 under_way--;
                 if (++oldest == SLOTS) {
                     oldest = 0;
                     landed ^= 1;
                 }
+            } else {
+                go = false;
+                on = full + oldest * 8;
+                parity = landed;
             }
         }
-        go = go && slot_ready(empty + slot * 8, filled);
+        if (go && !slot_ready(empty + slot * 8, filled)) {
+            go = false;
+            on = empty + slot * 8;
+            parity = filled;
+        }
+        // One copy, or two.
+        u64 from = 0, second = 0;
+        u32 bytes = 0, whole = 0;
+        const u32 to = ring + slot * SLOT, done = full + slot * 8;
         if (go) {
-            const u32 to = ring + slot * SLOT, barrier = full + slot * 8;
+            int rows = 1;
             if (left > 0) {
-                const u32 bytes = min(SLOT_KEYS, left) * HEAD_DIM * 2;
-                slot_expect(barrier, bytes);
-                slot_fill(to, barrier, keys + (values ? plane : 0), bytes);
+                bytes = min(SLOT_KEYS, left) * HEAD_DIM * 2;
+                from = keys + (values ? plane : 0);
                 if (values) {
                     left -= stride;
                     keys += (u64)stride * HEAD_DIM * 2;
                 }
                 values = !values;
             } else {
-                const int rows = rows_at_once(task, kind, rows_from, mixed);
-                u32 whole = 0, bytes = 0;
-                for (int i = 0; i < rows; i++) {
-                    int row = rows_from + task.row + i;
-                    const Mat& m = matrix_of(p, layers, phase, kind, row);
-                    if (i == 0) {
-                        const u32 format = ONE_FORMAT ? the_format() : m.format;
-                        whole = segment_bytes(format, SEG);
-                        const int width = width_of(kind) - task.seg * SEG;
-                        bytes = width >= SEG ? whole : segment_bytes(format, width);
-                        slot_expect(barrier, rows * bytes);
-                    }
-                    slot_fill(to + i * whole, barrier, m.at + (u64)row * m.stride + task.seg * whole, bytes);
+                rows = rows_at_once(task, kind, rows_from, mixed);
+                const int row = rows_from + task.row;
+                const Mat& m = matrix_of(p, layers, phase, kind, row);
+                const u32 format = ONE_FORMAT ? the_format() : m.format;
+                whole = segment_bytes(format, SEG);
+                const int width = width_of(kind) - task.seg * SEG;
+                bytes = width >= SEG ? whole : segment_bytes(format, width);
+                from = m.at + (u64)row_within(kind, row) * m.stride + task.seg * whole;
+                if (rows > 1) second = from + m.stride;
+                // Two matrices have a row each, or one ends.
+                if (rows > 1 && (kind == GATE_UP || kind == QKV)) {
+                    const Mat& n = matrix_of(p, layers, phase, kind, row + 1);
+                    second = n.at + (u64)row_within(kind, row + 1) * n.stride + task.seg * whole;
                 }
                 next_task(task, rows);
+            }
+            slot_expect(done, rows * bytes);
+            // Rows that follow each other, in memory as in the slot, are one copy.
+            if (second == from + bytes && bytes == whole) {
+                bytes += bytes;
+                second = 0;
             }
             under_way++;
             if (++slot == SLOTS) {
@@ -257,6 +267,18 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
                 filled ^= 1;
             }
         }
+        // One lane after the other: of copies that start together, racecheck takes all for the first lane's, which has not
+        // waited for the others' slots.
+#pragma unroll 1
+        for (u32 lanes = __ballot_sync(0xffffffffu, go); lanes; lanes &= lanes - 1) {
+            if ((threadIdx.x & 31) != __ffs(lanes) - 1) continue;
+            slot_fill(to, done, from, bytes);
+            if (second) slot_fill(to + whole, done, second, bytes);
+        }
+        // All that is left is waiting: it is to take few instructions from the warps that compute.
+        const bool waits = on != 0;
+        if (__any_sync(0xffffffffu, waits) && __all_sync(0xffffffffu, waits || phase > HEAD_PHASE))
+            while (!__any_sync(0xffffffffu, waits && slot_ready(on, parity))) {}
         __syncwarp();
     }
 }

@@ -14,10 +14,8 @@ pub(super) const WARPS: usize = 8;
 const ROWS: usize = 2;
 /// Bytes of keys or values in a slot, as `kernels/stream.cu` has them.
 const KEY_BYTES: usize = 2048;
-/// Warps of a block that fill the rings: short slots, those of quantised rows, take more of them.
-fn feeders(formats: u32) -> usize {
-    if formats == 1 { 2 } else { 4 }
-}
+/// Warps of a block that fill the rings.
+pub(super) const FEEDERS: usize = 4;
 /// Phases of a layer.
 pub(super) const PHASES: i32 = 5;
 
@@ -62,7 +60,6 @@ pub(super) struct Layout {
     pub slot: usize,
     /// Slots of every warp.
     pub slots: usize,
-    pub feeders: usize,
     pub x_bytes: usize,
     pub own_bytes: usize,
     pub sum_bytes: usize,
@@ -110,13 +107,12 @@ impl Layout {
             let what = format!("its vectors leave no room in the GPU's {room} bytes of shared memory");
             return Err(Error::Unsupported { what });
         }
-        let feeders = feeders(storing.formats);
         let total = rest + slots * WARPS * (slot + 16);
-        Ok(Layout { slot, slots, feeders, x_bytes, own_bytes, sum_bytes, total })
+        Ok(Layout { slot, slots, x_bytes, own_bytes, sum_bytes, total })
     }
 
     pub fn shape(&self, blocks: usize) -> Shape {
-        let threads = (WARPS + self.feeders) * 32;
+        let threads = (WARPS + FEEDERS) * 32;
         Shape {
             grid: (blocks as u32, 1),
             block: threads as u32,

@@ -9,7 +9,7 @@ use firstdiff_trace::ArithmeticSpec;
 
 use crate::cuda::blas::Blas;
 use crate::cuda::compile::{Defines, Kernels};
-use crate::cuda::decode::{Layout, PHASES, SideBuffer, StepArgs, WARPS};
+use crate::cuda::decode::{FEEDERS, Layout, PHASES, SideBuffer, StepArgs, WARPS};
 use crate::cuda::device::{Buffer, Gpu, Shape, doing};
 use crate::cuda::plan::Plan;
 use crate::cuda::prefill::{Prompt, Rows};
@@ -132,7 +132,7 @@ pub(super) fn defines(plan: &Plan, storing: Storing, layout: &Layout, blocks: us
         ("FORMATS", storing.formats.to_string()),
         number("BLOCKS", blocks),
         number("WARPS", WARPS),
-        number("FEEDERS", layout.feeders),
+        number("FEEDERS", FEEDERS),
         number("SLOT", layout.slot),
         number("SLOTS", layout.slots),
         number("X_BYTES", layout.x_bytes),
