@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from checkpoints import make
 from correctness import Checks, broken_barrier
-from gguf_file import FORMATS
+from gguf_file import FORMATS, OTHER_FORMATS
 from kl import compare
 from repeat import repeat, seeds
 from results import Results
@@ -77,6 +77,8 @@ class Run:
 
     def tiny(self):
         self.checker().add_tiny(self.work / "tiny", ROOT)
+        formats = (*FORMATS, *OTHER_FORMATS)
+        self.checker().add_models(self.work / "small", self.models, formats, True, self.a.device)
         return {"recorded": len(self.checks.rows)}
 
     def repeat(self):
