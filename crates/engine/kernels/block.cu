@@ -274,13 +274,8 @@ __device__ __forceinline__ void store_rows(const Step& p, const Shared& s, int p
     // Whole warps stay together: values go from lane to lane.
 #pragma unroll 1
     for (int i = threadIdx.x; (i & ~31) < n; i += THREADS) {
-        const int row = gated ? bounds[kind].x / 2 + i / 2 : bounds[kind].x + i;
-        // The place among a layer's matrices, and the row there.
-        int mat = kind == O_PROJ ? 3 : gated ? 4 + (i & 1) : 6, within = row;
-        if (kind == QKV) {
-            mat = row < QD ? 0 : row < QD + KD ? 1 : 2;
-            within = row < QD ? row : row < QD + KD ? row - QD : row - QD - KD;
-        }
+        const int at = bounds[kind].x + i, mat = place_of(kind, at), within = row_within(kind, at);
+        const int row = gated ? within : at;  // of what is stored
         float sum = 0;
         if (i < n) {
             const float* bias = (&l.q_bias)[mat];

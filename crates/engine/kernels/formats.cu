@@ -13,8 +13,8 @@ __device__ constexpr u32 the_format() {
 
 // Bytes of a segment with n elements. Blocks begin at multiples of four bytes, and so do their quants: cuda/weights.rs
 // puts two bytes behind the scale of a Q4_0, Q5_0 or Q8_0 block and at the end of a Q6_K one, gives every scale and every
-// minimum of a Q4_K or Q5_K block a byte, group by group, and puts the quants of these three where a lane of the decode
-// kernel reads its own at once.
+// minimum of a Q4_K or Q5_K block a byte, group by group, and puts the nibbles of these and the quants of Q6_K where a lane
+// of the decode kernel reads its own at once.
 __device__ __forceinline__ constexpr u32 segment_bytes(u32 format, u32 n) {
     u32 of256 = 212;
     if ((HAS(BF16) && format == BF16) || (HAS(F16) && format == F16)) of256 = 512;

@@ -58,9 +58,9 @@ struct Place {
     int head, kv_head, split;
 };
 
-// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks, with CHUNKS a warp before
-// another block is taken: to wait for one costs as much.
+// Slots of keys that a warp takes before another block does: to wait for one costs as much.
 #define CHUNKS 3
+// A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks.
 struct Keys {
     int first, begin, end, splits;
 };
@@ -124,11 +124,12 @@ __device__ __forceinline__ int first_row(int kind, int block) {
     return kind == GATE_UP ? 2 * at : at;
 }
 
-// The matrix of a phase's row, and the row there.
+// Of a phase's row: the place of its matrix among a layer's, the matrix, and the row there.
+__device__ __forceinline__ int place_of(int kind, int row) {
+    return kind == QKV ? (row >= QD) + (row >= QD + KD) : kind == O_PROJ ? 3 : kind == GATE_UP ? 4 + (row & 1) : 6;
+}
 __device__ __forceinline__ const Mat& matrix_of(const Step& p, const Layer* layers, int phase, int kind, int row) {
-    if (kind == PHASES) return p.head;
-    const Mat* m = &layers[phase / PHASES].q;
-    return m[kind == QKV ? (row >= QD) + (row >= QD + KD) : kind == O_PROJ ? 3 : kind == GATE_UP ? 4 + (row & 1) : 6];
+    return kind == PHASES ? p.head : (&layers[phase / PHASES].q)[place_of(kind, row)];
 }
 __device__ __forceinline__ int row_within(int kind, int row) {
     if (kind == GATE_UP) return row >> 1;
@@ -152,8 +153,8 @@ __device__ __forceinline__ Task first_task(int kind, int rows, int warp) {
     t.rows = rows;
     return t;
 }
-// Rows of the next slot, which have one format; gate and up take turns unless theirs differ, which `mixed` says. `first` is
-// the block's first row.
+// Rows of the next slot, which have one format: a row of gate and one of up unless theirs differ, which `mixed` says; of q, k
+// and v of two matrices only where all the file has one format. `first` is the block's first row.
 __device__ __forceinline__ int rows_at_once(const Task& t, int kind, int first, bool mixed) {
     int n = min(min(ROWS, t.end - t.i), t.rows - t.row);
     if (ONE_FORMAT) return n;
@@ -246,13 +247,12 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
                 whole = segment_bytes(format, SEG);
                 const int width = width_of(kind) - task.seg * SEG;
                 bytes = width >= SEG ? whole : segment_bytes(format, width);
-                from = m.at + (u64)row_within(kind, row) * m.stride + task.seg * whole;
-                if (rows > 1) second = from + m.stride;
-                // Two matrices have a row each, or one ends.
-                if (rows > 1 && (kind == GATE_UP || kind == QKV)) {
-                    const Mat& n = matrix_of(p, layers, phase, kind, row + 1);
-                    second = n.at + (u64)row_within(kind, row + 1) * n.stride + task.seg * whole;
-                }
+                const auto address = [&](const Mat& m, int row) {
+                    return m.at + (u64)row_within(kind, row) * m.stride + task.seg * whole;
+                };
+                from = address(m, row);
+                // It may be another matrix's.
+                if (rows > 1) second = address(matrix_of(p, layers, phase, kind, row + 1), row + 1);
                 next_task(task, rows);
             }
             slot_expect(done, rows * bytes);

@@ -21,7 +21,7 @@ from kl import compare
 from repeat import repeat, seeds
 from results import Results
 from sanitizer import TOOLS, sanitise
-from shapes import MODELS, config
+from shapes import MODELS, SEVERAL_ROWS, config
 from speed import baselines, cublas_at_these_shapes, device_rates, speed
 
 print = functools.partial(print, flush=True)
@@ -78,7 +78,7 @@ class Run:
     def tiny(self):
         self.checker().add_tiny(self.work / "tiny", ROOT)
         formats = (*FORMATS, *OTHER_FORMATS)
-        self.checker().add_models(self.work / "small", self.models, formats, True, self.a.device)
+        self.checker().add_models(self.work / "several-rows", self.models, formats, SEVERAL_ROWS, self.a.device)
         return {"recorded": len(self.checks.rows)}
 
     def repeat(self):
@@ -99,9 +99,9 @@ class Run:
     def sanitizer(self):
         rows = []
         for name in self.models:
-            small = config(name, tiny=True)
+            small = config(name, SEVERAL_ROWS)
             for file_format in self.a.sanitizer_formats.split(","):
-                path = make(self.work / "small", name, file_format, True, self.a.device)
+                path = make(self.work / "several-rows", name, file_format, SEVERAL_ROWS, self.a.device)
                 tools = self.a.sanitizer_tools.split(",")
                 rows += sanitise(self.a.firstdiff, path, small["vocab_size"], f"{name} {file_format}", tools=tools)
                 self.results.put("sanitizer", rows)
@@ -119,7 +119,7 @@ def main():
     p.add_argument("--models", default=",".join(MODELS))
     p.add_argument("--formats", default=",".join(("bf16", *FORMATS)))
     p.add_argument("--speed-formats", default="bf16,q8_0,q4_k_m")
-    p.add_argument("--sanitizer-formats", default="bf16,q4_k_m")
+    p.add_argument("--sanitizer-formats", default="bf16,q4_k_m,mixed_f32")
     p.add_argument("--sanitizer-tools", default=",".join(TOOLS))
     p.add_argument("--repeat-steps", type=int, default=10_000)
     p.add_argument("--kl-steps", type=int, default=1000)

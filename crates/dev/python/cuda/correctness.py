@@ -116,7 +116,7 @@ class Checks:
         for name, file_format, prompt, steps in cases(models, formats):
             c = config(name, tiny)
             path = make(checkpoints, name, file_format, tiny, device)
-            self.add(name, path, file_format, prompt, steps, c["vocab_size"], taps(self.binary, prompt, tap_names(c)))
+            self.add(f"{name} tiny" if tiny else name, path, file_format, prompt, steps, c["vocab_size"], taps(self.binary, prompt, tap_names(c)))
 
     def add_tiny(self, folder, root):
         """The tiny configurations of tests/tiny.py: every family and every setting that changes numerics."""

@@ -23,8 +23,8 @@ LAYER = {
 }
 # What every matrix is stored as. The mix gives better formats to what is most sensitive, as llama.cpp's Q4_K_M does.
 FORMATS = ("q8_0", "q4_k_m", "q4_0", "q4_1", "q5_0", "q5_k", "q6_k")
-# Formats without blocks, and files whose matrices are stored each in another way, with float32 among them and without: the
-# kernels keep shorter segments of rows where there is float32.
+# Formats without blocks, and files whose matrices have many formats, with float32 among them and without: the kernels keep
+# shorter segments of rows where there is float32.
 MIXES = {"mixed": ("BF16", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")}
 MIXES["mixed_f32"] = ("F32", *MIXES["mixed"])
 OTHER_FORMATS = ("f16", "f32", *MIXES)

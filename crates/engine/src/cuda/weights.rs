@@ -340,6 +340,18 @@ mod tests {
     }
 
     #[test]
+    fn q5_k_keeps_its_fifth_bits_before_nibbles_group_by_group() {
+        let fifth: Vec<u8> = (100..132).collect();
+        let from: Vec<u8> =
+            [&[0; 16][..], &fifth, &[0x21; 32], &[0x43; 32], &[0x65; 32], &[0x87; 32]].concat();
+        let mut to = [0u8; 180];
+        copy_block(Storage::Q5K, &from, &mut to);
+        assert_eq!(to[20..52], fifth);
+        let kept: Vec<u8> = (1..=8).flat_map(|group| [group * 0x11; 16]).collect();
+        assert_eq!(to[52..], kept);
+    }
+
+    #[test]
     fn quants_of_six_bits_lie_with_their_lane() {
         let quant = |e: usize| (e * 37 % 64) as u8;
         let (mut low, mut high) = ([0u8; 128], [0u8; 64]);
