@@ -96,7 +96,8 @@ class Checks:
     def add(self, name, path, label, prompt, steps, vocab, extra=()):
         row = {"model": name, "weights": label, "prompt": prompt, "steps": steps}
         self.rows.append(row)
-        out = self.work / f"trace-{name}-{label}-{prompt}"
+        # Of its own: another one's check may still be waiting.
+        out = self.work / f"trace-{len(self.rows)}"
         done = record(self.binary, path, out, prompt, steps, vocab, extra)
         if done["code"] != 0:
             row |= {"verdict": "not recorded", "detail": done["stderr"][-400:]}
@@ -116,7 +117,8 @@ class Checks:
         for name, file_format, prompt, steps in cases(models, formats):
             c = config(name, tiny)
             path = make(checkpoints, name, file_format, tiny, device)
-            self.add(f"{name} tiny" if tiny else name, path, file_format, prompt, steps, c["vocab_size"], taps(self.binary, prompt, tap_names(c)))
+            label = f"{name}, hidden size {c['hidden_size']}" if tiny else name
+            self.add(label, path, file_format, prompt, steps, c["vocab_size"], taps(self.binary, prompt, tap_names(c)))
 
     def add_tiny(self, folder, root):
         """The tiny configurations of tests/tiny.py: every family and every setting that changes numerics."""
