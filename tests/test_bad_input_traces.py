@@ -232,6 +232,18 @@ def test_a_tap_that_is_not_finite_where_its_inputs_are_is_the_finding(tap, value
     assert len(result.findings) == 1, str(result)
 
 
+@pytest.mark.parametrize("rows", [slice(2, 5), slice(-1, None)], ids=["old", "newest"])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_rows_of_the_cache_that_are_wrong_in_any_step_even_the_last_are_found(check, trace, step, rows):
+    name = f"step-{step:06}.safetensors"
+    tensor = load_file(trace / name)["layers.1.v_cache"]
+    tensor[rows, 0] = torch.randn(tensor[rows, 0].shape, generator=torch.manual_seed(step))
+    edit_step(trace, name, layers__1__v_cache=tensor)
+    result = check(trace)
+    assert result.code == DIVERGES, str(result)
+    assert (result.findings[0]["step"], result.findings[0]["tap"]) == (step, "layers.1.v_cache"), str(result)
+
+
 def test_nan_everywhere_is_one_finding_at_the_first_tap(check, trace):
     for path in trace.glob("step-*"):
         tensors = load_file(path)

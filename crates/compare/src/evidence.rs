@@ -50,13 +50,13 @@ impl<'a> Evidence<'a> {
         self.wrong.iter().copied().filter(|&(op, _)| patterns.contains(&tap::pattern(&ops[op].tap))).collect()
     }
 
-    /// The recorded value of an operation, in its axes.
+    /// The recorded value of an operation, in its axes; none in a step that the trace does not have.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn value(&self, op: usize, step: usize) -> Result<Option<Tensor<f64>>, crate::Error> {
-        let name = &self.model.program.ops[op].tap;
-        self.alignment.read(step, op, name, &self.trace.steps[step])
+        let Some(recorded) = self.trace.steps.get(step) else { return Ok(None) };
+        self.alignment.read(step, op, &self.model.program.ops[op].tap, recorded)
     }
 
     /// Holds a recorded value against a prediction.
@@ -95,7 +95,7 @@ impl<'a> Evidence<'a> {
 
 impl Recorded<f64> for Evidence<'_> {
     fn has(&self, op: usize, step: usize) -> bool {
-        self.alignment.placements[step][op].is_some()
+        self.alignment.placements.get(step).is_some_and(|step| step[op].is_some())
     }
 
     fn read(&self, op: usize, step: usize) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
