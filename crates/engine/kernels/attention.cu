@@ -295,10 +295,11 @@ __device__ __forceinline__ void attention_phase(const Step& p, const Shared& s, 
         for (int values = 0; values < 2; values++) {
             const u8* from = cached ? next_slot(ring) : (const u8*)(values ? s.v : s.k);
             load_keys(from, keys, lane, rows);
-            if (cached) done_with_slot(ring);
             tap_keys(p, at, phase, values ? V_CACHE : K_CACHE, rows, first, keys, lane);
             if (values) add_values(seen, rows, weight);
             else score_keys(p, at, phase, seen, q, rows, first, of.first - first, keys, lane, weight);
+            __syncwarp();
+            if (cached) done_with_slot(ring);
         }
         if (!cached) fresh = false;
     }

@@ -55,8 +55,11 @@ __device__ __forceinline__ const u8* next_slot(const Ring& r) {
     return r.slots + r.at * SLOT;
 }
 
-// All that this lane reads of the slot is in registers. Every lane says so for itself.
+// This lane has used all that it reads of the slot. Every lane says so for itself. A read that is under way comes before what
+// other threads store after the arrival, but not before what the copy engine does: that needs the fence, and without it keys
+// were overwritten while they were read (docs/CUDA.md).
 __device__ __forceinline__ void done_with_slot(Ring& r) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     slot_release(r.empty + r.at * 8);
     if (++r.at == SLOTS) {
         r.at = 0;

@@ -6,9 +6,8 @@
 // memory's queues delays the values that blocks hand to each other.
 
 #define THREADS (WARPS * 32)  // those that compute
-// Slots of a ring that are under way, at most: of a layer's weights, of keys and values, of the output matrix.
+// Slots of a ring that are under way, at most: of a layer's weights, of the output matrix.
 #define UNDER_WAY 1
-#define UNDER_WAY_KEYS 4
 #define UNDER_WAY_HEAD 3
 
 // Phases of a layer, in order; one more, HEAD, follows the last layer.
@@ -17,8 +16,8 @@ enum { QKV, ATTENTION, O_PROJ, GATE_UP, DOWN, PHASES };
 
 #define SEGS(n) (((n) + SEG - 1) / SEG)
 
-// Keys of one slot: a power of two, at most 32, in KEY_BYTES.
-#define KEY_BYTES 2048
+// Keys of one slot: a power of two, at most 32, in KEY_BYTES. A ring holds more of them where its slots are filled.
+#define KEY_BYTES (SLOT >= 4096 ? 4096 : 2048)
 #define KEYS_IN(n) (HEAD_DIM * 2 * (n) <= KEY_BYTES)
 #define SLOT_KEYS (KEYS_IN(32) ? 32 : KEYS_IN(16) ? 16 : KEYS_IN(8) ? 8 : KEYS_IN(4) ? 4 : 2)
 // Lanes that share a key: eight channels each, a power of two.
@@ -58,7 +57,8 @@ struct Place {
     int head, kv_head, split;
 };
 
-// Slots of keys that a warp takes before another block does: to wait for one costs as much.
+// Slots of keys that a warp takes before any other block does: to wait for one costs as much. To wait for several costs no
+// more, so then keys go to as many blocks as have something to do.
 #define CHUNKS 3
 // A layer's keys as slots: chunks begin .. end, from key `first` on; spread over `splits` blocks.
 struct Keys {
@@ -69,8 +69,14 @@ __device__ __forceinline__ Keys keys_of(int position, int window) {
     k.first = window && position >= window ? position - window + 1 : 0;
     k.begin = k.first / SLOT_KEYS;
     k.end = (position + SLOT_KEYS - 1) / SLOT_KEYS;
-    k.splits = min(SPLITS, max(1, (k.end - k.begin + CHUNKS * WARPS - 1) / (CHUNKS * WARPS)));
+    const int chunks = k.end - k.begin;
+    k.splits = chunks <= CHUNKS * WARPS ? 1 : min(SPLITS, (chunks + WARPS - 1) / WARPS);
     return k;
+}
+// Slots of keys and values of a ring that are under way, at most: 4096 bytes if all blocks read some, which is what memory
+// needs to be busy; up to four times as much if fewer do.
+__device__ __forceinline__ int keys_under_way(int splits) {
+    return max(1, min(4, BLOCKS / (HEADS * splits))) * (4096 / KEY_BYTES);
 }
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -185,6 +191,7 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
     int slot = 0, oldest = 0, under_way = 0;
     u32 filled = 1, landed = 0;     // parities; of slots that were never read, the first wait returns at once
     u64 keys = 0, plane = 0;        // of the running attention phase: the next slot's keys; from keys to values
+    int many = 0;                   // slots of them that may be under way
     int left = 0, stride = 0;       // keys from the next slot's first one on; from this slot's to the next one's
     bool values = false;            // whether values are next
     while (__any_sync(0xffffffffu, phase <= HEAD_PHASE)) {
@@ -200,12 +207,13 @@ __device__ __forceinline__ void feed(const Step& p, const Place& at, const Layer
                 const int key = (of.begin + at.split * WARPS + warp) * SLOT_KEYS;
                 left = at.position - key;
                 stride = of.splits * WARPS * SLOT_KEYS;
+                many = keys_under_way(of.splits);
                 plane = (u64)KV_HEADS * p.context * HEAD_DIM * 2;
                 keys = (u64)p.cache + phase / PHASES * 2 * plane + ((u64)at.kv_head * p.context + key) * HEAD_DIM * 2;
             }
             go = left > 0 || (task.i < task.end && phase <= HEAD_PHASE);
         }
-        const int most = min(SLOTS, left > 0 ? UNDER_WAY_KEYS : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY);
+        const int most = min(SLOTS, left > 0 ? many : phase == HEAD_PHASE ? UNDER_WAY_HEAD : UNDER_WAY);
         u32 on = 0, parity = 0;  // the barrier that this lane waits for
         if (go && under_way >= most) {
             if (slot_ready(full + oldest * 8, landed)) {

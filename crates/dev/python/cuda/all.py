@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from checkpoints import make
-from correctness import Checks, broken_barrier
+from correctness import WHOLE, Checks, broken_barrier
 from gguf_file import FORMATS, OTHER_FORMATS
 from kl import compare
-from repeat import repeat, seeds
+from repeat import repeat, seeds, together
 from results import Results
 from sanitizer import TOOLS, sanitise
 from shapes import MODELS, SEVERAL_ROWS, config
@@ -26,7 +26,7 @@ from speed import baselines, cublas_at_these_shapes, device_rates, speed
 
 print = functools.partial(print, flush=True)
 ROOT = Path(__file__).resolve().parents[4]
-PARTS = ("rates", "checkpoints", "speed", "baselines", "check", "tiny", "seeds", "repeat", "kl", "sanitizer", "barrier")
+PARTS = ("rates", "checkpoints", "speed", "baselines", "check", "tiny", "seeds", "repeat", "together", "kl", "sanitizer", "barrier")
 MAIN = "qwen3-0.6b"
 
 
@@ -83,6 +83,12 @@ class Run:
 
     def repeat(self):
         return repeat(self.a.firstdiff, self.model(), self.c["vocab_size"], self.a.repeat_steps)
+
+    def together(self):
+        if not self.a.trace:
+            return {"skipped": "needs --trace"}
+        formats = [f for f in WHOLE if f in self.formats]
+        return {f"{n} {f}": together(self.a.trace, self.model(f, n), self.work) for n in self.models for f in formats}
 
     def seeds(self):
         return seeds(self.a.firstdiff, self.model(), self.c["vocab_size"])

@@ -13,7 +13,8 @@ from shapes import MODELS, config
 
 # (tokens of the prompt, decode steps)
 PROMPTS = ((1, 4), (7, 8), (129, 4), (128, 64), (2048, 1))
-# For quantised files: the kernels differ in the weights only.
+WHOLE = ("bf16", "q8_0", "q4_k_m")
+# For files in the other formats: the kernels differ in the weights only.
 SHORT = ((33, 8),)
 # What grows with the square of the prompt is left out of the longest one.
 LONG = 1024
@@ -81,7 +82,7 @@ def broken_barrier(trace_binary, binary, model, work, prompt=20, steps=6):
 def cases(models, formats):
     for name in models:
         for file_format in formats:
-            for prompt, steps in PROMPTS if file_format == "bf16" else SHORT:
+            for prompt, steps in PROMPTS if file_format in WHOLE else SHORT:
                 yield name, file_format, prompt, steps
 
 

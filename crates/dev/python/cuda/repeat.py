@@ -1,6 +1,10 @@
-"""The same tokens and the same logits, bit for bit, every time."""
+"""The same tokens, the same logits and the same taps, bit for bit, every time."""
 
+import hashlib
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from correctness import tokens
 from results import call
@@ -25,6 +29,29 @@ def repeat(binary, model, vocab, steps=10_000, times=3, prompt=32):
         "digests": [run["digest"] for run in runs],
         "different tokens in the stream": len(set(streams[0])),
         "seconds": [round(run["seconds"]["generate"], 2) for run in runs],
+    }
+
+
+def together(trace_binary, model, work, prompt=128, steps=64, rounds=4, at_once=6):
+    """Several recordings at a time, whose kernels take turns on the GPU: all files of all of them must be equal. What is read
+    too late or too early inside a kernel shows here before it does where a process has the GPU to itself."""
+
+    def record(out):
+        shutil.rmtree(out, ignore_errors=True)
+        call([trace_binary, model, out, f"random:{prompt}", steps])
+        found = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(out.glob("step-*"))}
+        shutil.rmtree(out)
+        return found
+
+    folders = [Path(work) / f"together-{n}" for n in range(at_once)]
+    with ThreadPoolExecutor(at_once) as pool:
+        recorded = [found for _ in range(rounds) for found in pool.map(record, folders)]
+    others = [sorted(name for name in found if found[name] != recorded[0][name]) for found in recorded]
+    return {
+        "recordings": len(recorded),
+        "steps": len(recorded[0]),
+        "equal to the first": sum(not names for names in others),
+        "first step that differs": min((names[0] for names in others if names), default=None),
     }
 
 

@@ -12,7 +12,7 @@ use crate::cuda::{Error, Tap, Wanted};
 pub(super) const WARPS: usize = 8;
 /// Rows of weights in a slot, as `kernels/products.cu` has them.
 const ROWS: usize = 2;
-/// Bytes of keys or values in a slot, as `kernels/stream.cu` has them.
+/// Bytes that a slot has at least, for keys or values, as `kernels/stream.cu` has them.
 const KEY_BYTES: usize = 2048;
 /// Warps of a block that fill the rings.
 pub(super) const FEEDERS: usize = 4;
