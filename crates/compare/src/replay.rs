@@ -289,9 +289,13 @@ pub(crate) fn last<'e>(
     let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
     let variance = variance.unwrap_or_default();
     let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
-    let along = Tensor::new(rows(exact.shape()), noise.along).map(|a| tail(&a, &rows(shape)).into_data());
+    let by_row = |sums: Vec<f64>| {
+        let sums = Tensor::new(rows(exact.shape()), sums).map(|a| tail(&a, &rows(shape)).into_data());
+        sums.unwrap_or_default()
+    };
+    let (along, factor) = (by_row(noise.along), by_row(noise.factor));
     let lanes = noise.lanes.iter().map(cut).collect();
-    (Cow::Owned(cut(&exact)), Noise { variance, lanes, along: along.unwrap_or_default(), ..noise })
+    (Cow::Owned(cut(&exact)), Noise { variance, lanes, along, factor, ..noise })
 }
 
 /// The last elements along every axis.

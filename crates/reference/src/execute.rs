@@ -66,6 +66,10 @@ pub struct Noise<T> {
     /// rounding the inputs of a product: one input moves many outputs, so their errors are not
     /// independent and `variance` does not tell. Empty where inputs are used as stored.
     pub along: Vec<f64>,
+    /// For each row of the last axis, the variance of the same sum that comes from one factor for all of
+    /// the row, drawn anew for every row: of probabilities, whose weights may be rounded before they are
+    /// divided by their sum. Empty where there is none.
+    pub factor: Vec<f64>,
     /// The format of the last rounding.
     pub store: Float,
     /// Which elements may err alike.

@@ -118,13 +118,19 @@ impl<'a> Value<'a> {
             return g;
         }
         g.along.variance = along;
-        g.along.shared = self.noise.along.get(row).copied().unwrap_or(0.0);
+        g.along.shared = self.shared(row);
         let lane = |lane: &Tensor<f64>| -> f64 {
             let values = lane.data()[range.clone()].iter().zip(exact).zip(recorded).zip(directions);
             values.map(|(((&z, &y), &x), &d)| if x.is_finite() { (z - y) * d } else { 0.0 }).sum()
         };
         g.along.lanes = self.noise.lanes.iter().map(lane).collect();
         g
+    }
+
+    /// What moves a row's elements together, as the variance of their sum along their directions.
+    fn shared(&self, row: usize) -> f64 {
+        let of = |sums: &[f64]| sums.get(row).copied().unwrap_or(0.0);
+        of(&self.noise.along) + of(&self.noise.factor)
     }
 
     /// The sums over each channel (or key: each index of the last axis).
@@ -216,7 +222,7 @@ impl<'a> Value<'a> {
                 Some((axis, index)) if self.index(axis, row) != index => continue,
                 _ => 0..self.width,
             };
-            shared += self.noise.along.get(row).copied().unwrap_or(0.0);
+            shared += self.shared(row);
             for c in columns {
                 let i = row * self.width + c;
                 let (x, y, v) = (self.recorded[i], self.exact[i], self.noise.variance[i]);

@@ -20,6 +20,7 @@ fn found(edit: impl Fn(&mut [f64])) -> Vec<String> {
         variance,
         lanes: vec![],
         along: vec![],
+        factor: vec![],
         store: Float::BF16,
         repeats: firstdiff_reference::Repeats::Values,
         damping: Default::default(),

@@ -92,7 +92,7 @@ pub(super) fn compute<T: Real>(
                 let variance = variance(exact, &lanes, sums.as_deref(), store, table);
                 let damping = Damping::of(exact, &variance, store);
                 return Spread {
-                    noise: Some(Noise { variance, lanes, along: vec![], store, repeats, damping }),
+                    noise: Some(Noise { variance, lanes, along: vec![], factor: vec![], store, repeats, damping }),
                     lanes: vec![],
                     choice: None,
                 };
@@ -108,6 +108,13 @@ pub(super) fn compute<T: Real>(
     for (spread, along) in spreads.iter_mut().zip(along) {
         if let Some(noise) = &mut spread.noise {
             noise.along = along;
+        }
+    }
+    if matches!(op.kind, OpKind::AttnProbs(_)) && store != arithmetic.accumulate {
+        for (spread, exact) in spreads.iter_mut().zip(&exact) {
+            if let Some(noise) = &mut spread.noise {
+                noise.factor = shared::factor(exact, noise);
+            }
         }
     }
     Ok(spreads)
@@ -494,5 +501,6 @@ pub(super) fn of_cache<T: Real>(
         *v = v.max(format.rounding_variance(y.to_f64()));
     }
     let damping = Damping::of(exact, &spread, format);
-    Noise { variance: spread, lanes, along: vec![], store: format, repeats: Repeats::Values, damping }
+    let (along, factor) = (vec![], vec![]);
+    Noise { variance: spread, lanes, along, factor, store: format, repeats: Repeats::Values, damping }
 }
