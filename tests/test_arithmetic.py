@@ -5,6 +5,7 @@ every layer must not be explained away by a coarser guess.
 """
 
 import json
+import math
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from firstdiff_binary import AGREES, DIVERGES
 from recording import record
-from tiny import load, prompt_ids
+from tiny import Tiny, load, make, prompt_ids
 
 STEPS = 4
 IDS = prompt_ids(24, seed=9)
@@ -156,3 +157,26 @@ def test_a_bug_beside_an_arithmetic_that_is_not_declared_is_found(firstdiff, tin
     result = firstdiff.check(declare(trace), tiny_folder("llama"))
     assert result.json["arithmetic"]["profile"] == "tf32", str(result)
     assert result.findings[0]["tap"] == "layers.0.up_proj" and result.findings[0]["layers"] == [0, 1, 2, 3], str(result)
+
+
+def weights_first(x, dim=-1, dtype=None):
+    """A softmax as flash attention on tensor cores has it: weights are rounded to bf16, then divided by their sum."""
+    x = x.float() * math.log2(math.e)
+    weights = torch.exp2(x - x.amax(dim, keepdim=True).ceil()).bfloat16().float()
+    return weights / weights.sum(dim, keepdim=True)
+
+
+@pytest.mark.parametrize("heads", [1, 8])
+def test_weights_that_are_rounded_before_they_are_divided_by_their_sum_agree(heads, firstdiff, tmp_path):
+    # Rows of hundreds of keys, one of which often outweighs all others: its rounding is the factor of the rest.
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": 32}
+    folder = make(Tiny("long", "llama", {**sizes, "max_position_embeddings": 1024}), tmp_path / "model", seed=0)
+    model, ids = load(folder, torch.bfloat16), prompt_ids(900, seed=0)
+    with patch.object(F, "softmax", weights_first):
+        trace = record(model, tmp_path / "trace", ids, 1)
+    result = firstdiff.check(trace, folder)
+    assert result.code == AGREES, str(result)
+    with patch.object(F, "softmax", lambda *args, **kwargs: 1.01 * weights_first(*args, **kwargs)):
+        trace = record(model, tmp_path / "louder", ids, 1)
+    result = firstdiff.check(trace, folder)
+    assert result.code == DIVERGES and result.findings[0]["tap"] == "layers.0.attn_probs", str(result)

@@ -21,6 +21,7 @@ mod noise;
 mod products;
 mod segment;
 mod shared;
+mod softmax;
 
 pub use segment::{Edits, Predicted, Recorded, Site, Unedited};
 

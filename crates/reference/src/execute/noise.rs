@@ -11,7 +11,7 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
-use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, products, shared};
+use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, products, shared, softmax};
 use crate::arithmetic::{Arithmetic, Attention, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::input_variance;
@@ -92,7 +92,15 @@ pub(super) fn compute<T: Real>(
                 let variance = variance(exact, &lanes, sums.as_deref(), store, table);
                 let damping = Damping::of(exact, &variance, store);
                 return Spread {
-                    noise: Some(Noise { variance, lanes, along: vec![], factor: vec![], store, repeats, damping }),
+                    noise: Some(Noise {
+                        variance,
+                        lanes,
+                        along: vec![],
+                        factor: vec![],
+                        store,
+                        repeats,
+                        damping,
+                    }),
                     lanes: vec![],
                     choice: None,
                 };
@@ -113,7 +121,7 @@ pub(super) fn compute<T: Real>(
     if matches!(op.kind, OpKind::AttnProbs(_)) && store != arithmetic.accumulate {
         for (spread, exact) in spreads.iter_mut().zip(&exact) {
             if let Some(noise) = &mut spread.noise {
-                noise.factor = shared::factor(exact, noise);
+                softmax::weights_first(exact, noise);
             }
         }
     }

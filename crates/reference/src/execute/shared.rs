@@ -1,4 +1,4 @@
-//! Errors that one rounded number spreads over many outputs.
+//! Errors that one rounded input spreads over many outputs.
 //!
 //! With inputs rounded to `x + d`, the error of `y = W x` is `W d`: its elements are not independent.
 //! Along a direction `g` it is `d . (W^T g)`, whose variance is that of `d`, weighted.
@@ -8,7 +8,7 @@ use firstdiff_tensor::{Real, Tensor};
 use rayon::prelude::*;
 
 use super::noise::Spread;
-use super::{Executor, Inputs, Noise};
+use super::{Executor, Inputs};
 use crate::arithmetic::{Arithmetic, InputRounding};
 use crate::error::Error;
 use crate::kernels::attention;
@@ -99,22 +99,4 @@ pub(super) fn along<T: Real>(
             .collect()),
         _ => none(),
     }
-}
-
-/// Variance of `sum of error * direction` of every row of probabilities whose weights `w` are rounded before they
-/// are divided by their sum: with `w (1 + e)` all of a row's are off by the factor `1 - sum of p e`. Each `e` is
-/// taken at its bound, because a row draws that of its largest weight once.
-pub(super) fn factor<T: Real>(exact: &Tensor<T>, noise: &Noise<T>) -> Vec<f64> {
-    let width = exact.shape().last().copied().unwrap_or(1).max(1);
-    let u = noise.store.unit_roundoff();
-    let row = |(row, p): (usize, &[T])| {
-        let (mut squares, mut along) = (0.0, 0.0);
-        for (i, p) in p.iter().enumerate() {
-            let p = p.to_f64();
-            squares += p * p;
-            along += p * noise.direction(row * width + i, p);
-        }
-        u * u * squares * along * along
-    };
-    exact.data().par_chunks(width).enumerate().with_min_len(16).map(row).collect()
 }
