@@ -105,3 +105,14 @@ def test_a_given_prompt_of_tokens_is_used_as_it_is(smollm2, firstdiff):
     ran = firstdiff.run(smollm2.path, None, "--tokens", "504,3575,282,4649,314", "-n", 4, "--temperature", 0)
     assert ran["prompt_ids"] == [504, 3575, 282, 4649, 314]
     assert len(ran["tokens"]) == 4
+
+
+def test_what_short_sums_lose_of_long_prompts_is_rounding(smollm2, firstdiff, tmp_path):
+    """In some heads one key takes nearly all of the weight. Added to it in f32, hundreds of others lose what is less than
+    half of its last place: in all tokens alike, as a wrong factor would."""
+    ids = [37 * i % 40_000 + 5 for i in range(700)]
+    layers = ["layers.12.out", "layers.13.*", "layers.16.out", "layers.17.*"]
+    firstdiff.trace(smollm2.path, tmp_path / "trace", ids, "--taps", ",".join(layers))
+    found = firstdiff.check(tmp_path / "trace", smollm2.path, "--layers", "13,17").json
+    assert found["verdict"] == "agrees", found["findings"]
+    assert found["coverage"]["taps"] == 38

@@ -73,6 +73,11 @@ impl Alignment {
         Ok(alignment)
     }
 
+    /// Whether any step has a value of an operation.
+    pub fn is_recorded(&self, op: usize) -> bool {
+        self.placements.iter().any(|step| step[op].is_some())
+    }
+
     /// Reads a recorded value in its operation's axes.
     pub fn read<T: Real>(
         &self,

@@ -206,8 +206,10 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let tokens = if coverage.taps == 0 || coverage.layers.is_some() {
         None
     } else {
-        let total = model.program.ops.len();
-        let report = options.progress.map(|p| move |done: usize| p(total + done, 2 * total));
+        // The second half: the tokens are of the whole model, whatever was replayed.
+        let (replayed, all) = (chosen.ops.len(), model.program.ops.len());
+        let report =
+            options.progress.map(|p| move |done: usize| p(replayed + done * replayed / all, 2 * replayed));
         let report = report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync));
         tokens::compare(trace, model, &arithmetic, options.lanes, report)?
     };
@@ -316,7 +318,11 @@ fn coverage(
     let recorded: BTreeSet<String> =
         judged.iter().map(|j| tap::pattern(&model.program.ops[j.op].tap)).collect();
     let mut missing = Vec::new();
-    for op in chosen.ops.iter().map(|&op| &model.program.ops[op]) {
+    let asked = |tap: &str| match &chosen.layers {
+        None => true,
+        Some(layers) => tap::split(tap).0.is_some_and(|layer| layers.checked.contains(&layer)),
+    };
+    for op in model.program.ops.iter().filter(|op| asked(&op.tap)) {
         let pattern = tap::pattern(&op.tap);
         if !recorded.contains(&pattern) && !missing.contains(&pattern) {
             missing.push(pattern);

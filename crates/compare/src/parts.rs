@@ -23,7 +23,7 @@ pub struct LayersChecked {
     pub of: usize,
 }
 
-/// The operations of some layers, and those outside that recorded values do not replace.
+/// The operations that recorded values are judged by.
 pub(crate) struct Chosen {
     /// In order of execution.
     pub ops: Vec<usize>,
@@ -31,16 +31,17 @@ pub(crate) struct Chosen {
     pub layers: Option<LayersChecked>,
 }
 
-/// Chooses the operations of `layers`; all where none are given. What they read from other layers must be recorded,
-/// or is computed in its turn: then the weights for it must be here too.
+/// Chooses the operations with a recorded value, and those that one follows from. Of `layers`, where they are given: what
+/// they read from other layers must be recorded, or is computed in its turn; then the weights for it must be here too.
 pub(crate) fn choose(
     model: &Model,
     alignment: &Alignment,
     layers: Option<&[Range<usize>]>,
 ) -> Result<Chosen, Error> {
     let program = &model.program;
+    let recorded = (0..program.ops.len()).filter(|&op| alignment.is_recorded(op));
     let Some(layers) = layers else {
-        return Ok(Chosen { ops: (0..program.ops.len()).collect(), layers: None });
+        return Ok(Chosen { ops: with_inputs(program, recorded.collect(), |_| true), layers: None });
     };
     let of = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |layer| layer + 1);
     if let Some(range) = layers.iter().find(|range| range.end > of || range.is_empty()) {
@@ -48,15 +49,8 @@ pub(crate) fn choose(
     }
     let asked = |layer: usize| layers.iter().any(|range| range.contains(&layer));
     let inside = |op: usize| tap::split(&program.ops[op].tap).0.is_some_and(asked);
-    let mut ops: BTreeSet<usize> = (0..program.ops.len()).filter(|&op| inside(op)).collect();
-    let mut pending: Vec<usize> = ops.iter().copied().collect();
-    while let Some(op) = pending.pop() {
-        for input in program.ops[op].inputs.iter().map(|v| v.0) {
-            if !starts(program, alignment, input) && ops.insert(input) {
-                pending.push(input);
-            }
-        }
-    }
+    let judged = recorded.filter(|&op| inside(op)).collect();
+    let ops = with_inputs(program, judged, |input| !starts(program, alignment, input));
     for &op in &ops {
         model.need(&program.ops[op]).map_err(|needed| match inside(op) {
             true => Error::from(needed),
@@ -65,13 +59,26 @@ pub(crate) fn choose(
         })?;
     }
     let checked = (0..of).filter(|&layer| asked(layer)).collect();
-    Ok(Chosen { ops: ops.into_iter().collect(), layers: Some(LayersChecked { checked, of }) })
+    Ok(Chosen { ops, layers: Some(LayersChecked { checked, of }) })
+}
+
+/// These operations and those that they read, as far as `follow` says so, in order of execution.
+fn with_inputs(program: &Program, ops: Vec<usize>, follow: impl Fn(usize) -> bool) -> Vec<usize> {
+    let (mut found, mut pending): (BTreeSet<usize>, _) = (ops.iter().copied().collect(), ops);
+    while let Some(op) = pending.pop() {
+        for input in program.ops[op].inputs.iter().map(|v| v.0) {
+            if follow(input) && found.insert(input) {
+                pending.push(input);
+            }
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// The first value from outside that is read inside, and had to be computed.
-fn entrance(program: &Program, ops: &BTreeSet<usize>, inside: impl Fn(usize) -> bool) -> String {
+fn entrance(program: &Program, ops: &[usize], inside: impl Fn(usize) -> bool) -> String {
     let read = |op: &usize| program.ops[*op].inputs.iter().map(|input| input.0);
-    let computed = |input: &usize| !inside(*input) && ops.contains(input);
+    let computed = |input: &usize| !inside(*input) && ops.binary_search(input).is_ok();
     let found = ops.iter().filter(|op| inside(**op)).flat_map(read).find(computed);
     found.map(|op| program.ops[op].tap.clone()).unwrap_or_default()
 }
@@ -88,10 +95,7 @@ fn starts(program: &Program, alignment: &Alignment, op: usize) -> bool {
 /// Cuts `ops` into at most about `count` parts that do not depend on one another.
 pub(crate) fn cut(program: &Program, alignment: &Alignment, ops: &[usize], count: usize) -> Vec<Vec<usize>> {
     let smallest = ops.len().div_ceil(count.max(1));
-    let mut last_use = vec![0; program.ops.len()];
-    for &op in ops {
-        program.ops[op].inputs.iter().for_each(|input| last_use[input.0] = op);
-    }
+    let last_uses = program.last_uses(ops);
     let (mut parts, mut part) = (Vec::new(), Vec::new());
     // The last place where a value is read that is not recorded: no cut before that.
     let mut open_until = 0;
@@ -100,8 +104,8 @@ pub(crate) fn cut(program: &Program, alignment: &Alignment, ops: &[usize], count
             parts.push(std::mem::take(&mut part));
         }
         part.push(op);
-        if last_use[op] > op && !starts(program, alignment, op) {
-            open_until = open_until.max(last_use[op]);
+        if last_uses[op] > op && !starts(program, alignment, op) {
+            open_until = open_until.max(last_uses[op]);
         }
     }
     parts.push(part);

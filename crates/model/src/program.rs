@@ -154,12 +154,12 @@ impl Program {
         ratios.into_iter().collect()
     }
 
-    /// For each operation, the last operation that reads its output (itself where none does).
-    pub fn last_uses(&self) -> Vec<usize> {
+    /// For each operation, the last of `ops`, given in their order, that reads its output (itself where none does).
+    pub fn last_uses(&self, ops: &[usize]) -> Vec<usize> {
         let mut last: Vec<usize> = (0..self.ops.len()).collect();
-        for (i, op) in self.ops.iter().enumerate() {
-            for input in &op.inputs {
-                last[input.0] = i;
+        for &op in ops {
+            for input in &self.ops[op].inputs {
+                last[input.0] = op;
             }
         }
         last

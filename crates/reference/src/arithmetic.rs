@@ -193,6 +193,14 @@ impl Arithmetic {
         }
     }
 
+    /// The format in which attention adds up values, each times its weight.
+    pub(crate) fn attention_sums(&self) -> Float {
+        match self.attention {
+            Attention::Plain => self.accumulate,
+            Attention::OnlineF16 => Float::F16,
+        }
+    }
+
     /// ggml on CPUs looks the tanh-gelu up in a table of f16 values, by an f16 argument.
     pub(crate) fn gelu_table(&self) -> Option<Float> {
         (self.matmul_inputs == MatmulInputs::Ggml).then_some(Float::F16)

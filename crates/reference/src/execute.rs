@@ -262,7 +262,7 @@ impl Executor<'_> {
         if let Some(last) = step_keys.last() {
             keys.labels.clone_from(&last.labels);
         }
-        let last_uses = self.program.last_uses();
+        let last_uses = self.program.last_uses(ops);
         let mut flights: Vec<Vec<Option<Flight<T>>>> = vec![vec![]; self.program.ops.len()];
         for (done, &index) in ops.iter().enumerate() {
             let op = &self.program.ops[index];

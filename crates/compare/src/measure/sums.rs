@@ -187,9 +187,9 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Whether the variance is estimated from a few executions.
+    /// Whether the variance is estimated from a few executions: lanes that round at random, all but the first.
     pub fn in_lanes(&self) -> bool {
-        !self.noise.lanes.is_empty()
+        self.noise.lanes.len() > 1
     }
 
     /// A functional in standard deviations, when elements that may err alike are taken to do so, and

@@ -124,7 +124,12 @@ pub(super) fn pointwise<T: Real>(
             tensor(first.shape().to_vec(), data)
         }
         OpKind::AttnHeads(heads) => {
-            shaped(op, first.shape()[1], 0, attention::heads(first, values[1].data(), heads))
+            let v = values[1].data();
+            let data = match rounding.attention_in_order() {
+                Some(format) => attention::heads_in_order(first, v, heads, format),
+                None => attention::heads(first, v, heads),
+            };
+            shaped(op, first.shape()[1], 0, data)
         }
         OpKind::Add(_) => shaped(op, first.rows().min(values[1].rows()), 0, kernels::add(first, values[1])),
         OpKind::GatedAct(act) => {

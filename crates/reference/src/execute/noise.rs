@@ -12,7 +12,7 @@ use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
 use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, products, shared, softmax};
-use crate::arithmetic::{Arithmetic, Attention, InputRounding};
+use crate::arithmetic::{Arithmetic, InputRounding};
 use crate::error::Error;
 use crate::kernels::input::input_variance;
 use crate::kernels::{self, Rounding, attention, index_scores, sum_variance};
@@ -378,10 +378,7 @@ fn attention_sums<T: Real>(
         OpKind::AttnHeads(heads) => {
             let (p, v) = (value(0), value(1));
             let keys = p.shape()[2];
-            let format = match a.attention {
-                Attention::Plain => a.accumulate,
-                Attention::OnlineF16 => Float::F16,
-            };
+            let format = a.attention_sums();
             let weights = Tensor::new(p.shape().to_vec(), squares(p, format, keys)).ok()?;
             let products = attention::heads(&weights, &square(v), heads);
             let squared = Tensor::new(p.shape().to_vec(), square(p)).ok()?;
@@ -412,7 +409,8 @@ fn rounds_inside(kind: &OpKind) -> bool {
 const SMALL: usize = 1024;
 const MANY: usize = 33;
 
-/// The operation executed in every lane; empty where nothing in it rounds and the inputs agree.
+/// The operation executed in every lane; empty where nothing in it rounds and the inputs agree. Where only a sum in order
+/// rounds, lane 0 alone.
 fn pointwise_lanes<T: Real>(
     executor: &Executor,
     a: &Arithmetic,
@@ -424,13 +422,15 @@ fn pointwise_lanes<T: Real>(
 ) -> Result<Vec<Tensor<T>>, Error> {
     let rounds_inside = rounds_inside(&op.kind);
     let differ = inputs.values.iter().any(|v| !v.lanes.is_empty());
-    if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ {
+    let in_order = matches!(op.kind, OpKind::AttnHeads(_));
+    if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ && !in_order {
         return Ok(vec![]);
     }
     // Lanes that go no further only estimate a variance, from many elements each: fewer do. Where elements are
     // few, more lanes are needed, and cost little.
     let small = !differ && inputs.values.iter().all(|v| v.exact.len() <= SMALL);
     let lanes = match recorded {
+        _ if in_order && !differ => 1,
         false => executor.lanes,
         true if small => MANY,
         true => executor.lanes.min(MEASURING),

@@ -1,7 +1,7 @@
 //! Attention in three operations: scores, probabilities, sums over values.
 
 use firstdiff_model::ops::{AttnHeads, AttnProbs, AttnScores};
-use firstdiff_tensor::{Real, Tensor};
+use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
 use super::Rounding;
@@ -85,7 +85,7 @@ pub(crate) fn probabilities<T: Real>(
                     let argument = exponent.factor(x.to_f64().abs(), line * width + i);
                     *p *= T::from_f64(argument * exponent.lean(2.0, 0));
                 }
-                sum += *p;
+                sum = rounding.add(sum, *p);
             }
         }
         let scale = T::from_f64(rounding.positive_sum(width, line) / sum.to_f64());
@@ -128,11 +128,66 @@ pub(crate) fn heads<T: Real>(probs: &Tensor<T>, v: &[T], op: &AttnHeads) -> Vec<
     out
 }
 
+/// [`heads`] as sums in `format` of one product after another, each partial sum rounded to nearest.
+///
+/// Weights are positive and few of them large: what is added to a sum that holds most of its value is lost where it is less
+/// than half of that one's last place. Values of a channel often have one sign, so such losses add up, over all tokens
+/// of a head.
+pub(crate) fn heads_in_order<T: Real>(probs: &Tensor<T>, v: &[T], op: &AttnHeads, format: Float) -> Vec<T> {
+    let (d, group) = (op.dim, op.heads / op.kv_heads);
+    let (rows, keys) = (probs.shape()[1], probs.shape()[2]);
+    let stored = v.len() / (op.kv_heads * d);
+    let v = &v[stored.saturating_sub(keys) * op.kv_heads * d..];
+    let mut out = vec![T::ZERO; rows * op.heads * d];
+    out.par_chunks_mut(d).enumerate().with_min_len(4).for_each(|(i, out)| {
+        let (row, head) = (i / op.heads, i % op.heads);
+        let weights = &probs.data()[(head * rows + row) * keys..][..keys];
+        let mut sums = vec![0.0; d];
+        for (key, p) in weights.iter().map(|p| p.to_f64()).enumerate().filter(|(_, p)| *p != 0.0) {
+            let values = &v[(key * op.kv_heads + head / group) * d..][..d];
+            let terms = sums.iter_mut().zip(values);
+            match format {
+                // The common one, in a loop that compilers turn into SIMD.
+                Float::F32 => terms.for_each(|(y, v)| *y = f64::from((*y + p * v.to_f64()) as f32)),
+                _ => terms.for_each(|(y, v)| *y = format.round(*y + p * v.to_f64())),
+            }
+        }
+        out.iter_mut().zip(sums).for_each(|(y, sum)| *y = T::from_f64(sum));
+    });
+    out
+}
+
 /// Spreads pieces over threads unless there is too little to do.
 fn for_each<P: Send>(pieces: Vec<P>, work: usize, f: impl Fn(P) + Sync + Send) {
     if work < 1 << 18 {
         pieces.into_iter().for_each(f);
     } else {
         pieces.into_par_iter().for_each(f);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_in_order_loses_what_is_less_than_half_of_its_last_place() {
+        let op = AttnHeads { heads: 2, kv_heads: 1, dim: 2 };
+        // The first key weighs one, a thousand others less than f32 sees beside it; the second head has them first.
+        let small = Float::F32.unit_roundoff() / 2.0;
+        let mut weights = vec![1.0];
+        weights.extend(vec![small; 1000]);
+        let reversed: Vec<f64> = weights.iter().rev().copied().collect();
+        let probs = Tensor::new([2, 1, 1001], [weights, reversed].concat()).unwrap();
+        // Rows that are stored but not seen come first.
+        let v: Vec<f64> = [[7.0; 4].as_slice(), &[3.0, -1.0].repeat(1001)].concat();
+        let sum = 1.0 + 1000.0 * small;
+        for (x, wanted) in heads(&probs, &v, &op).iter().zip([3.0 * sum, -sum, 3.0 * sum, -sum]) {
+            assert!((x - wanted).abs() < 1e-12, "{x} {wanted}");
+        }
+        let in_f32 = heads_in_order(&probs, &v, &op, Float::F32);
+        assert_eq!(in_f32[..2], [3.0, -1.0]);
+        assert!((in_f32[3] + sum).abs() < 1e-7 && in_f32[3] != -1.0, "{}", in_f32[3]);
+        assert_eq!(heads_in_order(&probs, &v, &op, Float::F16)[..2], [3.0, -1.0]);
     }
 }

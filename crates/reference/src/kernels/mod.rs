@@ -89,6 +89,13 @@ impl<'a> Rounding<'a> {
         }
     }
 
+    /// The format in which this lane adds up attention's products one after another, rounding each partial sum to nearest;
+    /// `None` where it adds without rounding.
+    pub fn attention_in_order(&self) -> Option<Float> {
+        let (a, _) = self.lane.filter(|_| self.nearest)?;
+        Some(a.attention_sums()).filter(|&format| format != Float::F64)
+    }
+
     /// A factor `1 ± size u`, the sign at random and `u` the roundoff of running sums: the largest
     /// error of `size` roundings. It is taken at
     /// its bound because one such factor may move a whole row, and a row has only one draw of it.
@@ -116,6 +123,16 @@ impl<'a> Rounding<'a> {
         }
     }
 
+    /// `sum + x`, one more term of a running sum: rounded where every place rounds to nearest. Lanes that round at random have
+    /// one factor for the whole sum instead.
+    #[inline]
+    pub fn add<T: Real>(&self, sum: T, x: T) -> T {
+        match self.lane {
+            Some((a, _)) if self.nearest => T::from_f64(a.accumulate.round(sum.to_f64() + x.to_f64())),
+            _ => sum + x,
+        }
+    }
+
     /// The factor by which a sum of `n` positive terms errs when added up one after another. Every
     /// partial sum is rounded with an error uniform in `±u` of it, and may be nearly the whole sum
     /// from the start: the relative variance is at most `n u^2/3`. Taken at three deviations, the
@@ -133,7 +150,7 @@ impl<'a> Rounding<'a> {
     /// 0.5 of [`positive_sum`](Self::positive_sum)'s bound (docs/MEASURED.md): then the bound has one sign for all rows.
     pub fn mean_square<T: Real>(&self, x: &[T], index: usize) -> f64 {
         let n = x.len();
-        let mean = x.iter().map(|&x| x * x).sum::<T>().to_f64() / n as f64;
+        let mean = x.iter().fold(T::ZERO, |sum, &x| self.add(sum, x * x)).to_f64() / n as f64;
         let held = |a: &Arithmetic| {
             x.iter().map(|x| x.to_f64() * x.to_f64()).all(|square| a.accumulate.round(square) == square)
         };

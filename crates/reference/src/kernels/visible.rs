@@ -71,7 +71,7 @@ pub(crate) fn probabilities<T: Real>(
         for (i, (p, s)) in out.iter_mut().zip(scores).enumerate() {
             if seen(i) {
                 *p = erring(*s - max, line * width + i);
-                sum += *p;
+                sum = r.add(sum, *p);
             }
         }
         let scale = T::from_f64(r.positive_sum(width + 1, line) / sum.to_f64());
