@@ -53,6 +53,15 @@ def test_words_read_before_they_are_written_are_one_cause_up_to_the_cache(varian
     assert kinds >= {"v_cache", *fault.first}
 
 
+def test_rows_that_are_wrong_in_one_step_alone_were_overwritten_while_they_were_read(firstdiff, tmp_path):
+    fault = FAULTS["race-shared-memory.slot"]
+    for steps, cause in [(fault.step + 1, {fault.id}), (fault.step, set())]:
+        recorded = record(fault.model, "bf16", tmp_path / str(steps), faults=[fault], steps=steps)
+        first = firstdiff.check(recorded.trace, recorded.model).findings[0]
+        # Without a step after it, they may as well have stayed wrong.
+        assert (first["tap"], names(first)) == ("layers.1.v_cache", cause)
+
+
 def test_an_operation_is_exported_with_all_that_it_takes_to_run_it(firstdiff, tmp_path):
     fault = FAULTS["qkv-bias-missing"]
     recorded = record(fault.model, "f32", tmp_path / "trace", faults=[fault])

@@ -1,12 +1,13 @@
 //! # A race in shared memory
 //!
 //! A barrier between writing a row's maximum or sum and reading it is missing, and some rows are normalised
-//! by another row's numbers.
+//! by another row's numbers. Or a stage of a pipeline is filled again while it is still read.
 //!
 //! ## How it shows
 //!
 //! The same input gives other values from run to run. Some rows of some heads are off by one factor each,
-//! the ratio of two rows' sums; which rows are hit varies.
+//! the ratio of two rows' sums; which rows are hit varies. Or rows of the cache are read as something else in one
+//! step, in some heads: the step before and the step after have them right, so memory holds what it should.
 //!
 //! ## Seen in
 //!
@@ -18,15 +19,66 @@
 //! ## Fix
 //!
 //! Put the barrier between the last write and the first read, reached by every thread; check with a race
-//! detector.
+//! detector. Where a bulk copy fills what was read, an arrival on a barrier does not order the reads before it: that
+//! takes a fence between the two proxies, after the last use of what was read.
 
-use firstdiff_model::OpKind;
+use firstdiff_model::{Axis, OpKind};
 use firstdiff_tensor::Tensor;
 
 use super::masks::softmax;
+use super::stored::near;
 use crate::{Edit, Scene};
 
 pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
+    normalised_by_others(scene).into_iter().chain(filled_while_read(scene)).collect()
+}
+
+/// Rows of a cache that are wrong in this step alone, in some of their heads.
+fn filled_while_read(scene: &Scene) -> Option<Edit> {
+    let op = scene.alone().filter(|op| matches!(op.kind, OpKind::Cache(_)))?;
+    let [_, Axis::Heads(heads), Axis::Channels(dim)] = *op.axes else { return None };
+    let exact = scene.exact(scene.op).filter(|e| e.shape() == scene.engine.shape())?;
+    let old = exact.rows().checked_sub(scene.input().positions.len())?;
+    let before = scene.recorded(scene.op, scene.step.checked_sub(1)?).filter(|b| b.rows() == old)?;
+    let after = scene.recorded(scene.op, scene.step + 1).filter(|a| a.rows() > old)?;
+    let differ = |row: usize| -> Vec<usize> {
+        let parts = scene.engine.row(row).chunks(dim).zip(exact.row(row).chunks(dim)).enumerate();
+        parts.filter(|(_, (x, y))| !near(x, y, 1e-4)).map(|(head, _)| head).collect()
+    };
+    let wrong: Vec<(usize, Vec<usize>)> =
+        (0..exact.rows()).map(|row| (row, differ(row))).filter(|(_, heads)| !heads.is_empty()).collect();
+    // The newest rows may have been read before they were written; and what is wrong in most rows is no race.
+    let (first, last) = (wrong.first()?.0, wrong.last()?.0);
+    (last < old && 2 * wrong.len() <= old).then_some(())?;
+    let right = |row: usize| [&before, &after].iter().all(|step| near(step.row(row), exact.row(row), 1e-4));
+    wrong.iter().all(|(row, _)| right(*row)).then_some(())?;
+    // A whole row in place of another one was looked for in the wrong place.
+    let moved = |row: usize| (0..exact.rows()).any(|o| o != row && near(scene.engine.row(row), exact.row(o), 1e-4));
+    (!wrong.iter().all(|(row, hit)| hit.len() == heads && moved(*row))).then_some(())?;
+    let mut hit: Vec<usize> = wrong.iter().flat_map(|(_, heads)| heads.iter().copied()).collect();
+    hit.sort_unstable();
+    hit.dedup();
+    let all = if wrong.len() == last - first + 1 { String::new() } else { format!("{} of ", wrong.len()) };
+    let detail = format!(
+        "{all}rows {first} to {last} are something else while they are read, in heads {hit:?} of {heads}; the step before \
+         and the step after have them right"
+    );
+    // What was read is nobody's to predict: it is taken from the engine.
+    let rows: Vec<usize> = wrong.iter().map(|(row, _)| *row).collect();
+    let fitted = wrong.iter().map(|(_, heads)| heads.len() * dim).sum();
+    Some(Edit::new(detail).fitted(fitted).output(move |at, _, value| {
+        matches!(at.op().kind, OpKind::Cache(_)).then_some(())?;
+        let recorded = at.recorded(at.site.index, at.site.step).filter(|r| r.shape() == value.shape())?;
+        let (mut read, width) = (value.clone(), value.row_len());
+        for &row in &rows {
+            read.data_mut()[row * width..][..width].copy_from_slice(recorded.row(row));
+        }
+        Some(read)
+    }))
+}
+
+/// Rows whose weights were divided by another row's sum.
+fn normalised_by_others(scene: &Scene) -> Vec<Edit> {
     // Which rows are hit has to be seen, head by head.
     if !matches!(scene.program().ops[scene.op].kind, OpKind::AttnHeads(_)) {
         return vec![];

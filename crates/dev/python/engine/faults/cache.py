@@ -210,6 +210,21 @@ class StaleSlot(Fault):
         return keys, values
 
 
+class FilledWhileRead(_Read):
+    """Memory holds what it should: the steps before and after read it right."""
+
+    id = "race-shared-memory"
+    variant = "slot"
+    first, step, layers = ("v_cache",), 2, (1,)
+    wrong = "at the second decoded token layer 1 reads four values of its last head from a slot that those after them are copied into"
+
+    def change(self, engine, keys, values):
+        if engine.call == 2 and engine.layer == 1:
+            values = values.clone()
+            values[4:8, -1] = values[8:12, -1]
+        return keys, values
+
+
 class _Handed(Fault):
     """Projections reach whoever needs them through words of two channels that every layer writes again. Some are read before
     they are written, once."""
