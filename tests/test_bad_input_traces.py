@@ -232,6 +232,13 @@ def test_a_tap_that_is_not_finite_where_its_inputs_are_is_the_finding(tap, value
     assert len(result.findings) == 1, str(result)
 
 
+@pytest.mark.parametrize("tap", ["k_cache", "v_cache"])
+def test_fewer_keys_than_attention_has_weights_for_are_refused(tap, check, trace):
+    name = f"layers.1.{tap}"
+    edit_step(trace, **{name.replace(".", "__"): load_file(trace / STEP)[name][-5:].clone()})
+    assert_refused(check(trace), "step 1", name)
+
+
 @pytest.mark.parametrize("rows", [slice(2, 5), slice(-1, None)], ids=["old", "newest"])
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_rows_of_the_cache_that_are_wrong_in_any_step_even_the_last_are_found(check, trace, step, rows):

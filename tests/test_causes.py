@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from firstdiff_binary import AGREES, DIVERGES, ERROR
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "crates" / "dev" / "python"))
@@ -60,6 +61,33 @@ def test_rows_that_are_wrong_in_one_step_alone_were_overwritten_while_they_were_
         first = firstdiff.check(recorded.trace, recorded.model).findings[0]
         # Without a step after it, they may as well have stayed wrong.
         assert (first["tap"], names(first)) == ("layers.1.v_cache", cause)
+
+
+PROMPT = 12
+# (steps, row, layer): where head 1 of the values is read as something else
+STRIKES = {
+    "a decoded row": ([(4, PROMPT + 1, 1)], True),
+    "twice, elsewhere": ([(2, 4, 1), (4, 7, 1)], True),
+    "once, and for good from the next but one on": ([(2, 4, 1), (4, 4, 1), (5, 4, 1), (6, 4, 1)], False),
+    "once, and for good in another layer": ([(2, 4, 1), *((step, 4, 2) for step in range(2, 7))], False),
+}
+
+
+@pytest.mark.parametrize("places, named", STRIKES.values(), ids=STRIKES)
+def test_what_stays_wrong_is_no_race(places, named, firstdiff, tiny_folder, tmp_path):
+    trace = tmp_path / "trace"
+    taps = "embed,layers.*.out,layers.*.v_proj,layers.*.v_cache"
+    firstdiff.trace(tiny_folder("llama"), trace, range(1, PROMPT + 1), "--steps", 6, "--taps", taps)
+    for step, row, layer in places:
+        path = trace / f"step-{step:06d}.safetensors"
+        tensors = load_file(path)
+        values = tensors[f"layers.{layer}.v_cache"]
+        values[row, 1] = 1.5 * values[row - 1, 1, ::-1] + 0.1
+        with safe_open(path, "np") as old:
+            save_file(tensors, path, metadata=old.metadata())
+    found = firstdiff.check(trace, tiny_folder("llama")).findings
+    assert found[0]["tap"] == "layers.1.v_cache"
+    assert names(found[0]) == ({"race-shared-memory"} if named else set()), found[0]
 
 
 def test_an_operation_is_exported_with_all_that_it_takes_to_run_it(firstdiff, tmp_path):

@@ -23,7 +23,7 @@ pub struct LayersChecked {
     pub of: usize,
 }
 
-/// The operations that recorded values are judged by.
+/// The operations that are executed.
 pub(crate) struct Chosen {
     /// In order of execution.
     pub ops: Vec<usize>,
@@ -31,17 +31,18 @@ pub(crate) struct Chosen {
     pub layers: Option<LayersChecked>,
 }
 
-/// Chooses the operations with a recorded value, and those that one follows from. Of `layers`, where they are given: what
-/// they read from other layers must be recorded, or is computed in its turn; then the weights for it must be here too.
+/// Chooses the operations of `layers`; where none are given, those with a recorded value, and those that one follows
+/// from. What layers read from other layers must be recorded, or is computed in its turn: then the weights for it must
+/// be here too.
 pub(crate) fn choose(
     model: &Model,
     alignment: &Alignment,
     layers: Option<&[Range<usize>]>,
 ) -> Result<Chosen, Error> {
     let program = &model.program;
-    let recorded = (0..program.ops.len()).filter(|&op| alignment.is_recorded(op));
     let Some(layers) = layers else {
-        return Ok(Chosen { ops: with_inputs(program, recorded.collect(), |_| true), layers: None });
+        let recorded = (0..program.ops.len()).filter(|&op| alignment.is_recorded(op)).collect();
+        return Ok(Chosen { ops: with_inputs(program, recorded, |_| true), layers: None });
     };
     let of = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |layer| layer + 1);
     if let Some(range) = layers.iter().find(|range| range.end > of || range.is_empty()) {
@@ -49,8 +50,8 @@ pub(crate) fn choose(
     }
     let asked = |layer: usize| layers.iter().any(|range| range.contains(&layer));
     let inside = |op: usize| tap::split(&program.ops[op].tap).0.is_some_and(asked);
-    let judged = recorded.filter(|&op| inside(op)).collect();
-    let ops = with_inputs(program, judged, |input| !starts(program, alignment, input));
+    let asked_for = (0..program.ops.len()).filter(|&op| inside(op)).collect();
+    let ops = with_inputs(program, asked_for, |input| !starts(program, alignment, input));
     for &op in &ops {
         model.need(&program.ops[op]).map_err(|needed| match inside(op) {
             true => Error::from(needed),

@@ -217,6 +217,17 @@ impl Taps<f64> for Replay<'_> {
             return Ok(Some(self.chosen(computed.op, computed.step, &computed, value, kind)));
         }
         let Some(noise) = computed.noise.filter(|_| !value.is_empty()) else { return Ok(Some(value)) };
+        let most = computed.exact.shape();
+        if most.len() != value.shape().len() || most.iter().zip(value.shape()).any(|(most, n)| n > most) {
+            let inputs: Vec<&str> = op.inputs.iter().map(|v| self.program.ops[v.0].tap.as_str()).collect();
+            return Err(firstdiff_reference::Error::Shape {
+                step: computed.step,
+                tap: op.tap.clone(),
+                found: value.shape().to_vec(),
+                reader: "the comparison".into(),
+                expected: format!("at most {most:?}, which is what follows from {}", inputs.join(" and ")),
+            });
+        }
         let (exact, noise) = last(Cow::Borrowed(computed.exact), noise, value.shape());
         if matches!(op.kind, OpKind::AttnScores(_)) {
             unmask(&mut value, &exact);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use firstdiff_model::ops::State;
-use firstdiff_model::{Op, Program};
+use firstdiff_model::{Op, OpKind, Program};
 use firstdiff_tensor::{Float, Real, Tensor};
 
 use crate::arithmetic::Arithmetic;
@@ -61,7 +61,7 @@ pub struct Noise<T> {
     pub variance: Vec<f64>,
     /// Possible values before that last rounding, one for each lane; empty where the operation's
     /// inner values do not round (the exact value is then the only one). Lane 0 rounds to nearest, the
-    /// others at random.
+    /// others at random; it stands alone where only sums in order round.
     pub lanes: Vec<Tensor<T>>,
     /// For each row of the last axis, the variance of `sum of error * direction` that comes from
     /// rounding the inputs of a product: one input moves many outputs, so their errors are not
@@ -369,6 +369,7 @@ impl Executor<'_> {
         if op.kind.discrete().is_some() {
             return self.choose(op, inputs);
         }
+        self.has_values(op, inputs)?;
         let plain = exact::compute(op, inputs, self.weights)?;
         let edited: Vec<Option<Tensor<T>>> =
             inputs.iter().zip(&plain).map(|(i, y)| i.edited(None, y)).collect();
@@ -378,6 +379,28 @@ impl Executor<'_> {
         };
         let exact = plain.into_iter().zip(edited).map(|(plain, edited)| edited.unwrap_or(plain)).collect();
         Ok((exact, noises))
+    }
+
+    /// Attention's weights are of keys whose values are there: an engine may have recorded fewer of either.
+    fn has_values<T: Real>(&self, op: &Op, inputs: &[Inputs<T>]) -> Result<(), Error> {
+        if !matches!(op.kind, OpKind::AttnHeads(_)) {
+            return Ok(());
+        }
+        let tap = |input: usize| self.program.ops[op.inputs[input].0].tap.clone();
+        for (step, input) in inputs.iter().enumerate() {
+            let keys = input.values[0].exact.shape().last().copied().unwrap_or(0);
+            let values = &input.values[1].exact;
+            if values.rows() < keys {
+                return Err(Error::Shape {
+                    step,
+                    tap: tap(1),
+                    found: values.shape().to_vec(),
+                    reader: op.tap.clone(),
+                    expected: format!("{keys} rows, for that many keys have weights in {}", tap(0)),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The cache operation: appends each step's rows to the state, in order.

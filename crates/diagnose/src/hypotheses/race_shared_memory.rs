@@ -22,7 +22,9 @@
 //! detector. Where a bulk copy fills what was read, an arrival on a barrier does not order the reads before it: that
 //! takes a fence between the two proxies, after the last use of what was read.
 
-use firstdiff_model::{Axis, OpKind};
+use std::collections::BTreeSet;
+
+use firstdiff_model::{Axis, Op, OpKind};
 use firstdiff_tensor::Tensor;
 
 use super::masks::softmax;
@@ -33,48 +35,69 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     normalised_by_others(scene).into_iter().chain(filled_while_read(scene)).collect()
 }
 
-/// Rows of a cache that are wrong in this step alone, in some of their heads.
+/// Rows of a cache that are wrong in one step alone, in some of their heads.
 fn filled_while_read(scene: &Scene) -> Option<Edit> {
-    let op = scene.alone().filter(|op| matches!(op.kind, OpKind::Cache(_)))?;
-    let [_, Axis::Heads(heads), Axis::Channels(dim)] = *op.axes else { return None };
+    let op = scene.alone()?;
     let exact = scene.exact(scene.op).filter(|e| e.shape() == scene.engine.shape())?;
-    let old = exact.rows().checked_sub(scene.input().positions.len())?;
-    let before = scene.recorded(scene.op, scene.step.checked_sub(1)?).filter(|b| b.rows() == old)?;
-    let after = scene.recorded(scene.op, scene.step + 1).filter(|a| a.rows() > old)?;
+    let recorded = |step: usize| scene.recorded(scene.op, step);
+    let wrong = lost(op, exact, scene.step, scene.input().positions.len(), recorded)?;
+    // A whole row in place of another one was looked for in the wrong place.
+    let moved = |row: usize| (0..exact.rows()).any(|o| o != row && near(scene.engine.row(row), exact.row(o), 1e-4));
+    let [_, Axis::Heads(heads), Axis::Channels(dim)] = *op.axes else { return None };
+    (!wrong.iter().all(|(row, hit)| hit.len() == heads && moved(*row))).then_some(())?;
+    let (first, last) = (wrong.first()?.0, wrong.last()?.0);
+    let hit: BTreeSet<usize> = wrong.iter().flat_map(|(_, heads)| heads.iter().copied()).collect();
+    let rows = match wrong.len() {
+        1 => format!("row {first}"),
+        n if n == last - first + 1 => format!("rows {first} to {last}"),
+        n => format!("{n} of rows {first} to {last}"),
+    };
+    let detail = format!(
+        "in one step {rows} of heads {hit:?} of {heads} read as something else; the step before and the step after have \
+         them right"
+    );
+    // What was read is nobody's to predict: it is taken from the engine, wherever it is gone in the next step.
+    let fitted = wrong.iter().map(|(_, heads)| heads.len() * dim).sum();
+    Some(Edit::new(detail).fitted(fitted).output(move |at, _, value| {
+        let recorded = |step: usize| at.recorded(at.site.index, step);
+        let engine = recorded(at.site.step)?;
+        let mut read = value.clone();
+        for (row, heads) in lost(at.op(), value, at.site.step, at.rows().positions.len(), recorded)? {
+            for start in heads.iter().map(|head| row * value.row_len() + head * dim) {
+                read.data_mut()[start..][..dim].copy_from_slice(&engine.data()[start..][..dim]);
+            }
+        }
+        Some(read)
+    }))
+}
+
+/// The rows of a cache in a step that were read as something else, and the heads in which: they are wrong in this step, and
+/// right in the one before and the one after. `None` where that is not all that is wrong. `exact` is what should have been
+/// read, `new` the number of rows written in this step.
+fn lost(
+    op: &Op,
+    exact: &Tensor<f64>,
+    step: usize,
+    new: usize,
+    recorded: impl Fn(usize) -> Option<Tensor<f64>>,
+) -> Option<Vec<(usize, Vec<usize>)>> {
+    let (OpKind::Cache(_), [_, Axis::Heads(_), Axis::Channels(dim)]) = (&op.kind, op.axes.as_slice()) else {
+        return None;
+    };
+    let old = exact.rows().checked_sub(new)?;
+    let engine = recorded(step).filter(|e| e.shape() == exact.shape())?;
+    let before = recorded(step.checked_sub(1)?).filter(|b| b.rows() == old && b.row_len() == exact.row_len())?;
+    let after = recorded(step + 1).filter(|a| a.rows() > old && a.row_len() == exact.row_len())?;
     let differ = |row: usize| -> Vec<usize> {
-        let parts = scene.engine.row(row).chunks(dim).zip(exact.row(row).chunks(dim)).enumerate();
-        parts.filter(|(_, (x, y))| !near(x, y, 1e-4)).map(|(head, _)| head).collect()
+        let heads = engine.row(row).chunks(*dim).zip(exact.row(row).chunks(*dim)).enumerate();
+        heads.filter(|(_, (x, y))| !near(x, y, 1e-4)).map(|(head, _)| head).collect()
     };
     let wrong: Vec<(usize, Vec<usize>)> =
         (0..exact.rows()).map(|row| (row, differ(row))).filter(|(_, heads)| !heads.is_empty()).collect();
     // The newest rows may have been read before they were written; and what is wrong in most rows is no race.
-    let (first, last) = (wrong.first()?.0, wrong.last()?.0);
-    (last < old && 2 * wrong.len() <= old).then_some(())?;
+    (wrong.last()?.0 < old && 2 * wrong.len() <= old).then_some(())?;
     let right = |row: usize| [&before, &after].iter().all(|step| near(step.row(row), exact.row(row), 1e-4));
-    wrong.iter().all(|(row, _)| right(*row)).then_some(())?;
-    // A whole row in place of another one was looked for in the wrong place.
-    let moved = |row: usize| (0..exact.rows()).any(|o| o != row && near(scene.engine.row(row), exact.row(o), 1e-4));
-    (!wrong.iter().all(|(row, hit)| hit.len() == heads && moved(*row))).then_some(())?;
-    let mut hit: Vec<usize> = wrong.iter().flat_map(|(_, heads)| heads.iter().copied()).collect();
-    hit.sort_unstable();
-    hit.dedup();
-    let all = if wrong.len() == last - first + 1 { String::new() } else { format!("{} of ", wrong.len()) };
-    let detail = format!(
-        "{all}rows {first} to {last} are something else while they are read, in heads {hit:?} of {heads}; the step before \
-         and the step after have them right"
-    );
-    // What was read is nobody's to predict: it is taken from the engine.
-    let rows: Vec<usize> = wrong.iter().map(|(row, _)| *row).collect();
-    let fitted = wrong.iter().map(|(_, heads)| heads.len() * dim).sum();
-    Some(Edit::new(detail).fitted(fitted).output(move |at, _, value| {
-        matches!(at.op().kind, OpKind::Cache(_)).then_some(())?;
-        let recorded = at.recorded(at.site.index, at.site.step).filter(|r| r.shape() == value.shape())?;
-        let (mut read, width) = (value.clone(), value.row_len());
-        for &row in &rows {
-            read.data_mut()[row * width..][..width].copy_from_slice(recorded.row(row));
-        }
-        Some(read)
-    }))
+    wrong.iter().all(|(row, _)| right(*row)).then_some(wrong)
 }
 
 /// Rows whose weights were divided by another row's sum.

@@ -1,8 +1,9 @@
 //! What rounding in the engine's arithmetic may do to the value of an operation.
 //!
 //! Sums of products err independently element by element: their variance is computed. Everything
-//! else is executed in several lanes with its inner values rounded at random. The last rounding,
-//! into the format the value is stored in, has a known variance for each element.
+//! else is executed in several lanes with its inner values rounded at random. Attention's sums have both: what they
+//! lose in order is no independent error. The last rounding, into the format the value is stored in, has a known
+//! variance for each element.
 
 use std::sync::Arc;
 
