@@ -227,6 +227,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         .max_by(|a, b| a.1.total_cmp(&b.1));
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(doubt);
+    notes.extend(unrecorded_layers(&chosen, &coverage));
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
     let check = Check {
         verdict,
@@ -317,6 +318,9 @@ fn coverage(
 ) -> Coverage {
     let recorded: BTreeSet<String> =
         judged.iter().map(|j| tap::pattern(&model.program.ops[j.op].tap)).collect();
+    // Nothing can be said of a layer of which nothing was recorded.
+    let judged_layers: BTreeSet<usize> =
+        judged.iter().filter_map(|j| tap::split(&model.program.ops[j.op].tap).0).collect();
     let mut missing = Vec::new();
     let asked = |tap: &str| match &chosen.layers {
         None => true,
@@ -334,8 +338,20 @@ fn coverage(
         elements: judged.iter().map(|j| j.measured.elements).sum(),
         missing,
         unknown: alignment.unknown.clone(),
-        layers: chosen.layers.clone(),
+        layers: chosen.layers.as_ref().map(|asked| LayersChecked {
+            checked: asked.checked.iter().copied().filter(|layer| judged_layers.contains(layer)).collect(),
+            of: asked.of,
+        }),
     }
+}
+
+/// Said where nothing of a layer that was asked for was recorded.
+fn unrecorded_layers(chosen: &Chosen, coverage: &Coverage) -> Option<String> {
+    let (asked, found) = (chosen.layers.as_ref()?, coverage.layers.as_ref()?);
+    let without: Vec<usize> =
+        asked.checked.iter().copied().filter(|layer| !found.checked.contains(layer)).collect();
+    (!without.is_empty())
+        .then(|| format!("nothing was recorded of layers {without:?}: they were not checked"))
 }
 
 /// Said where a value that is wrong was stored in a shorter format than the engine is said to hold: the

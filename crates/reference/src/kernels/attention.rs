@@ -98,9 +98,7 @@ pub(crate) fn probabilities<T: Real>(
 pub(crate) fn heads<T: Real>(probs: &Tensor<T>, v: &[T], op: &AttnHeads) -> Vec<T> {
     let (d, group) = (op.dim, op.heads / op.kv_heads);
     let (rows, keys) = (probs.shape()[1], probs.shape()[2]);
-    // The keys that attention saw are the last of those stored.
-    let stored = v.len() / (op.kv_heads * d);
-    let v = &v[stored.saturating_sub(keys) * op.kv_heads * d..];
+    let v = seen(v, keys, op);
     let mut by_head = vec![T::ZERO; op.heads * rows * d];
     let mut pieces = Vec::new();
     for (head, out) in by_head.chunks_mut((rows * d).max(1)).enumerate() {
@@ -136,8 +134,7 @@ pub(crate) fn heads<T: Real>(probs: &Tensor<T>, v: &[T], op: &AttnHeads) -> Vec<
 pub(crate) fn heads_in_order<T: Real>(probs: &Tensor<T>, v: &[T], op: &AttnHeads, format: Float) -> Vec<T> {
     let (d, group) = (op.dim, op.heads / op.kv_heads);
     let (rows, keys) = (probs.shape()[1], probs.shape()[2]);
-    let stored = v.len() / (op.kv_heads * d);
-    let v = &v[stored.saturating_sub(keys) * op.kv_heads * d..];
+    let v = seen(v, keys, op);
     let mut out = vec![T::ZERO; rows * op.heads * d];
     out.par_chunks_mut(d).enumerate().with_min_len(4).for_each(|(i, out)| {
         let (row, head) = (i / op.heads, i % op.heads);
@@ -155,6 +152,12 @@ pub(crate) fn heads_in_order<T: Real>(probs: &Tensor<T>, v: &[T], op: &AttnHeads
         out.iter_mut().zip(sums).for_each(|(y, sum)| *y = T::from_f64(sum));
     });
     out
+}
+
+/// The values of the keys that attention saw: the last of those stored.
+fn seen<'v, T>(v: &'v [T], keys: usize, op: &AttnHeads) -> &'v [T] {
+    let row = op.kv_heads * op.dim;
+    &v[(v.len() / row).saturating_sub(keys) * row..]
 }
 
 /// Spreads pieces over threads unless there is too little to do.
