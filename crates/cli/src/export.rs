@@ -112,7 +112,7 @@ struct Exported {
 fn gather(evidence: &Evidence, op: usize, step: usize) -> Result<Exported> {
     let program = &evidence.model.program;
     let model = evidence.model;
-    let weights = Weights::new(&model.checkpoint, evidence.arithmetic.weights, 0).of(&model.program);
+    let weights = Weights::held(&model.checkpoint, &evidence.arithmetic, &model.program, 0);
     let executor = Executor {
         program,
         weights: &weights,

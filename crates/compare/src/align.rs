@@ -18,7 +18,7 @@ pub(crate) struct Placement {
 }
 
 /// The recorded values of a trace, placed on a program.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Alignment {
     /// For each step, for each operation, how its recorded value is read.
     pub placements: Vec<Vec<Option<Placement>>>,

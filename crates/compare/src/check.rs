@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use firstdiff_model::{Model, OpKind};
+use firstdiff_model::Model;
 use firstdiff_reference::{Arithmetic, StepInput};
 use firstdiff_tensor::{DType, Float};
 use firstdiff_trace::{Trace, tap};
@@ -11,14 +11,13 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::align::Alignment;
-use crate::arithmetic::{self, ArithmeticUse};
+use crate::arithmetic::{self, ArithmeticUse, Setting, Settled};
 use crate::evidence::Evidence;
 use crate::finding::{Finding, findings};
 use crate::inspection::{inspect, inspect_some};
-use crate::measure::Measured;
 use crate::parts::{self, Chosen, LayersChecked};
 use crate::replay::{Ambiguous, Judged, input};
-use crate::side_by_side::{self as replay, Replayed};
+use crate::side_by_side::Replayed;
 use crate::tokens::{self, Tokens};
 
 /// The outcome.
@@ -128,8 +127,8 @@ pub fn check_with_evidence<'a>(
     model: &'a Model,
     options: &CheckOptions,
 ) -> Result<(Check, Evidence<'a>), Error> {
-    let (check, judged, alignment, steps, arithmetic) = check_whole(trace, model, options)?;
-    Ok((check, Evidence::new(trace, model, alignment, steps, arithmetic, &judged)))
+    let Whole { check, replayed, alignment, steps, arithmetic } = check_whole(trace, model, options)?;
+    Ok((check, Evidence::new(trace, model, alignment, steps, arithmetic, &replayed)))
 }
 
 /// Also gives what was measured, value by value.
@@ -138,71 +137,39 @@ pub(crate) fn check_judged(
     model: &Model,
     options: &CheckOptions,
 ) -> Result<(Check, Vec<Judged>), Error> {
-    let (check, judged, ..) = check_whole(trace, model, options)?;
-    Ok((check, judged))
+    let whole = check_whole(trace, model, options)?;
+    Ok((whole.check, whole.replayed.judged))
 }
 
 /// A check and everything it rests on.
-type Whole = (Check, Vec<Judged>, Alignment, Vec<StepInput>, Arithmetic);
+struct Whole {
+    check: Check,
+    replayed: Replayed,
+    alignment: Alignment,
+    steps: Vec<StepInput>,
+    arithmetic: Arithmetic,
+}
 
 fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<Whole, Error> {
     same_model(trace, model)?;
     let alignment = Alignment::new(trace, &model.program)?;
     let chosen = parts::choose(model, &alignment, options.layers.as_deref())?;
-    let replay = |arithmetic: &Arithmetic, steps: &[StepInput]| {
-        replay::replay(trace, model, &alignment, &chosen, steps, arithmetic, options)
-    };
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
-    let (mut arithmetic, mut used) = match &options.arithmetic {
+    let (arithmetic, used) = match &options.arithmetic {
         Some(given) => {
             let why = "given on the command line".to_string();
-            (given.clone(), ArithmeticUse { profile: given.name.clone(), declared: true, why })
+            let profile = given.name.clone();
+            (given.clone(), ArithmeticUse { profile, declared: true, why, taken: vec![] })
         }
         None => arithmetic::resolve(trace)?,
     };
     let suspicions = suspicions(model, &chosen)?;
-    let Replayed { mut judged, mut ambiguous } = replay(&arithmetic, &steps)?;
-    let quantised = model.checkpoint.tensors().any(|t| t.storage.is_quantised());
-    let mut doubt = None;
-    if used.declared && products_are_wrong(&judged, model) {
-        for dearer in arithmetic::dearer(&arithmetic, quantised) {
-            let again = replay(&dearer, &steps)?;
-            if arithmetic::is_adopted(&judged, &again.judged) {
-                doubt = Some(format!(
-                    "{} leaves {} of {} values unexplained, {} would leave {}: is what is declared what the \
-                     engine does?",
-                    used.profile,
-                    wrong(&judged),
-                    judged.len(),
-                    dearer.name,
-                    wrong(&again.judged)
-                ));
-                break;
-            }
-        }
-    }
-    if !used.declared && wrong(&judged) > 0 {
-        for dearer in arithmetic::dearer(&arithmetic, quantised) {
-            let again = replay(&dearer, &steps)?;
-            if !arithmetic::is_adopted(&judged, &again.judged) {
-                continue;
-            }
-            used.why = format!(
-                "not declared; {} leaves {} of {} values unexplained, {} leaves {}",
-                used.profile,
-                wrong(&judged),
-                judged.len(),
-                dearer.name,
-                wrong(&again.judged)
-            );
-            used.profile = dearer.name.clone();
-            (arithmetic, judged, ambiguous) = (dearer, again.judged, again.ambiguous);
-            break;
-        }
-    }
+    let setting = Setting { trace, model, alignment: &alignment, chosen: &chosen, steps: &steps, options };
+    let Settled { arithmetic, used, replayed, doubt } =
+        arithmetic::settle(setting, arithmetic, used, options.arithmetic.is_some())?;
 
-    let findings = findings(&judged, &model.program, trace, &alignment);
-    let coverage = coverage(trace, model, &alignment, &chosen, &judged);
+    let findings = findings(&replayed.judged, &model.program, trace, &alignment);
+    let coverage = coverage(trace, model, &alignment, &chosen, &replayed.judged);
     let tokens = if coverage.taps == 0 || coverage.layers.is_some() {
         None
     } else {
@@ -221,7 +188,8 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     } else {
         Verdict::Diverges
     };
-    let closest = judged
+    let closest = replayed
+        .judged
         .iter()
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
@@ -237,10 +205,10 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         unloaded: vec![],
         tokens,
         closest,
-        ambiguous,
+        ambiguous: replayed.ambiguous.clone(),
         notes,
     };
-    Ok((check, judged, alignment, steps, arithmetic))
+    Ok(Whole { check, replayed, alignment, steps, arithmetic })
 }
 
 /// What is suspicious about the weights that are used.
@@ -251,18 +219,6 @@ fn suspicions(model: &Model, chosen: &Chosen) -> Result<Vec<String>, Error> {
     let weights = |&op: &usize| model.program.ops[op].kind.weights().into_iter().map(|(name, _)| name);
     let used: BTreeSet<&str> = chosen.ops.iter().flat_map(weights).collect();
     Ok(inspect_some(model, |name| used.contains(name), None)?.suspicions())
-}
-
-fn wrong(judged: &[Judged]) -> usize {
-    judged.iter().filter(|j| Measured::is_wrong(&j.measured)).count()
-}
-
-/// Whether at least half of the matrix products are: more likely another arithmetic than so many bugs.
-fn products_are_wrong(judged: &[Judged], model: &Model) -> bool {
-    let product = |j: &&Judged| matches!(model.program.ops[j.op].kind, OpKind::Linear(_));
-    let all = judged.iter().filter(product).count();
-    let wrong = judged.iter().filter(product).filter(|j| j.measured.is_wrong()).count();
-    wrong > 0 && 2 * wrong >= all
 }
 
 /// Refuses a trace that names another model, or has tokens this one does not.
@@ -367,7 +323,10 @@ fn shortened(trace: &Trace, findings: &[Finding], arithmetic: &Arithmetic) -> Op
         DType::F32 => Float::F32,
         _ => return None,
     };
-    let held = if first.tap.ends_with("_cache") { arithmetic.kv_cache } else { arithmetic.store };
+    let held = match first.tap.ends_with("_cache") {
+        true => arithmetic.k_cache.float()?,
+        false => arithmetic.store,
+    };
     (stored.unit_roundoff() > held.unit_roundoff()).then(|| {
         format!(
             "{} was recorded in {}, which is shorter than the {} of the arithmetic: what the recording rounded \

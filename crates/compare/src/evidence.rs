@@ -1,17 +1,19 @@
 //! What a verdict rests on, kept for those who ask why.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use firstdiff_model::ops::Discrete;
-use firstdiff_model::{Model, OpKind};
-use firstdiff_reference::{Arithmetic, Noise, Predicted, Recorded, StepInput};
+use firstdiff_model::Model;
+use firstdiff_reference::{Arithmetic, Predicted, Recorded, StepInput};
 use firstdiff_tensor::Tensor;
 use firstdiff_trace::{Trace, tap};
 
 use crate::align::Alignment;
 use crate::finding::Finding;
-use crate::measure::{Measured, choice};
-use crate::replay::{Judged, by_head, last, unmask};
+use crate::judge::{Copied, Expected, Judgement, judge};
+use crate::measure::Measured;
+use crate::replay;
+use crate::side_by_side::Replayed;
 
 /// A trace placed on its model, and which of its values are wrong.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Evidence<'a> {
     pub arithmetic: Arithmetic,
     alignment: Alignment,
     wrong: Vec<(usize, usize)>,
+    /// What follows from something that is not finite.
+    poisoned: BTreeSet<(usize, usize)>,
 }
 
 impl<'a> Evidence<'a> {
@@ -35,12 +39,12 @@ impl<'a> Evidence<'a> {
         alignment: Alignment,
         steps: Vec<StepInput>,
         arithmetic: Arithmetic,
-        judged: &[Judged],
+        replayed: &Replayed,
     ) -> Evidence<'a> {
         let mut wrong: Vec<(usize, usize)> =
-            judged.iter().filter(|j| j.measured.is_wrong()).map(|j| (j.op, j.step)).collect();
+            replayed.judged.iter().filter(|j| j.measured.is_wrong()).map(|j| (j.op, j.step)).collect();
         wrong.sort_unstable_by_key(|&(op, step)| (step, op));
-        Evidence { trace, model, steps, arithmetic, alignment, wrong }
+        Evidence { trace, model, steps, arithmetic, alignment, wrong, poisoned: replayed.poisoned.clone() }
     }
 
     /// Every wrong value that a finding stands for, as operation and step, in order of execution.
@@ -59,37 +63,40 @@ impl<'a> Evidence<'a> {
         self.alignment.read(step, op, &self.model.program.ops[op].tap, recorded)
     }
 
-    /// Holds a recorded value against a prediction.
+    fn copied(&self, arithmetic: &Arithmetic, op: usize, step: usize) -> Option<Copied> {
+        let recorded = self.trace.steps.get(step)?;
+        replay::copied(&self.model.program, &self.alignment, arithmetic, (op, step), recorded)
+    }
+
+    /// Judges a recorded tensor against a prediction; none where nothing was recorded, or the prediction has another
+    /// shape.
     ///
     /// # Errors
-    /// When the value cannot be read.
+    /// When the tensor cannot be read.
     pub fn measure(&self, predicted: Predicted<f64>) -> Result<Option<Measured>, crate::Error> {
+        self.measure_in(&self.arithmetic, predicted)
+    }
+
+    /// The same in another arithmetic, in which the prediction was made.
+    pub(crate) fn measure_in(
+        &self,
+        arithmetic: &Arithmetic,
+        predicted: Predicted<f64>,
+    ) -> Result<Option<Measured>, crate::Error> {
         let (op, step) = (predicted.op, predicted.step);
-        let value = self.value(op, step)?;
-        if let (Some(value), Some(kind)) = (&value, self.model.program.ops[op].kind.discrete()) {
-            let (exact, from) = (&predicted.exact, predicted.choice.as_ref());
-            // An engine that drops what no row can see any more holds the last columns of a mask.
-            let columns = match kind {
-                Discrete::Set => value.row_len() == exact.row_len(),
-                Discrete::Labels => value.row_len() <= exact.row_len(),
-            };
-            let fits = columns && value.rows() <= exact.rows();
-            return Ok(fits.then(|| choice::compare(value.clone(), exact, from, kind).measured));
-        }
-        let (Some(mut value), Some(noise)) = (value, predicted.noise) else {
-            return Ok(None);
+        let Some(recorded) = self.value(op, step)? else { return Ok(None) };
+        let expected = Expected {
+            exact: Cow::Owned(predicted.exact),
+            noise: predicted.noise,
+            choice: predicted.choice.as_ref(),
+            poisoned: self.poisoned.contains(&(op, step)),
+            copied: self.copied(arithmetic, op, step),
         };
-        let rank = |s: &[usize], t: &[usize]| s.len() == t.len() && s.iter().zip(t).all(|(s, t)| s >= t);
-        if !rank(predicted.exact.shape(), value.shape()) || noise.variance.len() != predicted.exact.len() {
-            return Ok(None);
-        }
-        let (exact, noise): (_, Noise<f64>) = last(Cow::Owned(predicted.exact), noise, value.shape());
-        let program = &self.model.program;
-        if matches!(program.ops[op].kind, OpKind::AttnScores(_)) {
-            unmask(&mut value, &exact);
-        }
-        let (axes, view, exact) = by_head(program, op, Cow::Owned(value), exact, &noise);
-        Ok(Some(Measured::new(&view, &exact, &noise, &axes)))
+        Ok(match judge(&self.model.program, op, recorded, expected) {
+            Judgement::Choice(compared) => Some(compared.measured),
+            Judgement::Tensor(compared) => Some(compared.measured),
+            Judgement::Unjudged(_) | Judgement::DoesNotFit { .. } => None,
+        })
     }
 }
 

@@ -11,6 +11,7 @@ mod error;
 mod evidence;
 mod finding;
 mod inspection;
+mod judge;
 mod measure;
 mod parts;
 mod place;

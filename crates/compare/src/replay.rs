@@ -1,17 +1,17 @@
 //! Local replay: the trace's values override the reference's, and each is measured on the way.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use firstdiff_model::ops::Discrete;
-use firstdiff_model::{Axis, OpKind, Program};
-use firstdiff_reference::{Choice, Computed, Noise, StepInput, TIE, Taps};
+use firstdiff_model::{OpKind, Program};
+use firstdiff_reference::{Arithmetic, Choice, Computed, StepInput, TIE, Taps};
 use firstdiff_tensor::Tensor;
 use firstdiff_trace::{Step, Trace, tap};
 use serde::Serialize;
 
 use crate::Error;
 use crate::align::Alignment;
+use crate::judge::{Compared, Copied, Expected, Judgement, judge};
 use crate::measure::{Measured, choice};
 use crate::structure::{Structure, structure};
 use crate::ulps::{Ulps, ulps};
@@ -46,11 +46,14 @@ pub(crate) struct Replay<'a> {
     pub trace: &'a Trace,
     pub program: &'a Program,
     pub alignment: &'a Alignment,
+    pub arithmetic: &'a Arithmetic,
     pub judged: Vec<Judged>,
     pub ambiguous: Vec<Ambiguous>,
     /// For each step, the operations whose recorded value, or one that it was computed from, is not
     /// finite: what comes after a NaN is no finding of its own.
     poisoned: Vec<Vec<bool>>,
+    /// Operations and steps whose recorded value was judged as one that follows from something not finite.
+    pub inherited: BTreeSet<(usize, usize)>,
     /// An error of ours, kept while the executor is stopped.
     pub failed: Option<Error>,
 }
@@ -71,9 +74,15 @@ pub(crate) fn leave_examined(judged: &mut [Judged], program: &Program) {
 }
 
 impl<'a> Replay<'a> {
-    pub fn new(trace: &'a Trace, program: &'a Program, alignment: &'a Alignment) -> Self {
+    pub fn new(
+        trace: &'a Trace,
+        program: &'a Program,
+        alignment: &'a Alignment,
+        arithmetic: &'a Arithmetic,
+    ) -> Self {
         let poisoned = vec![vec![false; program.ops.len()]; trace.steps.len()];
-        Replay { trace, program, alignment, judged: vec![], ambiguous: vec![], poisoned, failed: None }
+        let (judged, ambiguous, inherited) = (vec![], vec![], BTreeSet::new());
+        Replay { trace, program, alignment, arithmetic, judged, ambiguous, poisoned, inherited, failed: None }
     }
 }
 
@@ -96,23 +105,39 @@ impl Replay<'_> {
         earlier || self.program.ops[op].inputs.iter().any(|v| self.poisoned[step][v.0])
     }
 
-    /// A recorded choice, compared. Behind a value that is not finite it is no finding of its own.
-    fn chosen(
-        &mut self,
+    /// Keeps what was measured of a tensor, and gives the value to go on with: downstream of what is not finite,
+    /// operations are judged on the exact value.
+    fn compared(&mut self, op: usize, step: usize, compared: Compared) -> Tensor<f64> {
+        let Compared { measured, recorded, exact, noise, axes, .. } = &compared;
+        let (mut found, mut distances) = (vec![], None);
+        if measured.is_wrong() && measured.non_finite == 0 && self.examine(&self.program.ops[op].tap) {
+            found = structure(recorded, exact, noise, axes);
+            distances = ulps(recorded, exact, noise);
+        }
+        if measured.non_finite > 0 {
+            self.poisoned[step][op] = true;
+        }
+        let measured = measured.clone();
+        self.judged.push(Judged { step, op, measured, structure: found, ulps: distances });
+        compared.into_finite()
+    }
+
+    fn does_not_fit(
+        &self,
         op: usize,
         step: usize,
-        computed: &Computed<f64>,
-        value: Tensor<f64>,
-        kind: Discrete,
-    ) -> Tensor<f64> {
-        if self.poisoned[step][op] {
-            return value;
+        found: Vec<usize>,
+        most: &[usize],
+    ) -> firstdiff_reference::Error {
+        let op = &self.program.ops[op];
+        let inputs: Vec<&str> = op.inputs.iter().map(|v| self.program.ops[v.0].tap.as_str()).collect();
+        firstdiff_reference::Error::Shape {
+            step,
+            tap: op.tap.clone(),
+            found,
+            reader: "the comparison".into(),
+            expected: format!("at most {most:?}, which is what follows from {}", inputs.join(" and ")),
         }
-        let choice::Compared { measured, value, ambiguous } =
-            choice::compare(value, computed.exact, computed.choice, kind);
-        self.note_ambiguous(op, step, value.rows(), ambiguous, true);
-        self.judged.push(Judged { step, op, measured, structure: vec![], ulps: None });
-        value
     }
 
     /// Rows where rounding decides a choice that is not recorded.
@@ -137,30 +162,18 @@ impl Replay<'_> {
     }
 }
 
-/// A projection's channels are heads for the operation that reads it: seen as such, unless its
-/// noise is known for whole tokens only.
-pub(crate) fn by_head<'v, 'e>(
+/// How the newest rows of a cache were written, where what was written is recorded.
+pub(crate) fn copied(
     program: &Program,
-    op: usize,
-    value: Cow<'v, Tensor<f64>>,
-    exact: Cow<'e, Tensor<f64>>,
-    noise: &Noise<f64>,
-) -> (Vec<Axis>, Cow<'v, Tensor<f64>>, Cow<'e, Tensor<f64>>) {
-    let axes = &program.ops[op].axes;
-    let reader = program.ops.iter().find(|r| r.inputs.first().is_some_and(|v| v.0 == op));
-    if let (&[Axis::Tokens, Axis::Channels(width)], Some(reader)) = (axes.as_slice(), reader)
-        && let [.., Axis::Heads(heads), Axis::Channels(dim)] = *reader.axes
-        && heads * dim == width
-        && noise.along.is_empty()
-    {
-        let shape = [value.rows(), heads, dim];
-        let view = |t: &Tensor<f64>| t.clone().reshape(shape);
-        if let (Ok(value), Ok(exact)) = (view(&value), view(&exact)) {
-            let axes = vec![Axis::Tokens, Axis::Heads(heads), Axis::Channels(dim)];
-            return (axes, Cow::Owned(value), Cow::Owned(exact));
-        }
-    }
-    (axes.clone(), value, exact)
+    alignment: &Alignment,
+    arithmetic: &Arithmetic,
+    (op, step): (usize, usize),
+    recorded: &Step,
+) -> Option<Copied> {
+    let cache = &program.ops[op];
+    let written = matches!(cache.kind, OpKind::Cache(_))
+        && cache.inputs.first().is_some_and(|v| alignment.placements[step][v.0].is_some());
+    written.then(|| Copied { format: arithmetic.cache_of(cache), rows: recorded.rows() })
 }
 
 /// The input rows of a recorded step.
@@ -204,149 +217,42 @@ impl Taps<f64> for Replay<'_> {
     }
 
     fn visit(&mut self, computed: Computed<f64>) -> Result<Option<Tensor<f64>>, firstdiff_reference::Error> {
-        let op = &self.program.ops[computed.op];
         let poisoned = self.inherits_poison(computed.op, computed.step);
         self.poisoned[computed.step][computed.op] = poisoned;
-        let Some(mut value) = self.read(computed.op, computed.step)? else {
+        if poisoned {
+            self.inherited.insert((computed.op, computed.step));
+        }
+        let Some(value) = self.read(computed.op, computed.step)? else {
             if let Some(choice) = computed.choice {
                 self.open(computed.op, computed.step, choice);
             }
             return Ok(None);
         };
-        if let Some(kind) = op.kind.discrete() {
-            return Ok(Some(self.chosen(computed.op, computed.step, &computed, value, kind)));
-        }
-        let Some(noise) = computed.noise.filter(|_| !value.is_empty()) else { return Ok(Some(value)) };
-        let most = computed.exact.shape();
-        if most.len() != value.shape().len() || most.iter().zip(value.shape()).any(|(most, n)| n > most) {
-            let inputs: Vec<&str> = op.inputs.iter().map(|v| self.program.ops[v.0].tap.as_str()).collect();
-            return Err(firstdiff_reference::Error::Shape {
-                step: computed.step,
-                tap: op.tap.clone(),
-                found: value.shape().to_vec(),
-                reader: "the comparison".into(),
-                expected: format!("at most {most:?}, which is what follows from {}", inputs.join(" and ")),
-            });
-        }
-        let (exact, noise) = last(Cow::Borrowed(computed.exact), noise, value.shape());
-        if matches!(op.kind, OpKind::AttnScores(_)) {
-            unmask(&mut value, &exact);
-        }
-        if poisoned {
-            forget_poisoned(&mut value, &exact);
-        }
-        let (axes, view, exact) = by_head(self.program, computed.op, Cow::Borrowed(&value), exact, &noise);
-        let measured = Measured::new(&view, &exact, &noise, &axes);
-        let (mut found, mut distances) = (vec![], None);
-        if measured.is_wrong() && measured.non_finite == 0 && self.examine(&op.tap) {
-            found = structure(&view, &exact, &noise, &axes);
-            distances = ulps(&view, &exact, &noise);
-        }
-        // What is not finite cannot be computed on with: downstream is judged on the exact value.
-        if measured.non_finite > 0 {
-            self.poisoned[computed.step][computed.op] = true;
-            make_finite(&mut value, &exact);
-        }
-        self.judged.push(Judged {
-            step: computed.step,
-            op: computed.op,
-            measured,
-            structure: found,
-            ulps: distances,
-        });
-        Ok(Some(value))
-    }
-}
-
-/// Puts the exact value in place of rows, along the last axis, that hold something that is not finite: their other
-/// elements may follow from it (a norm makes zeros of them).
-fn forget_poisoned(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
-    let width = recorded.shape().last().copied().unwrap_or(1).max(1);
-    for (row, exact) in recorded.data_mut().chunks_mut(width).zip(exact.data().chunks(width)) {
-        if row.iter().any(|x| !x.is_finite()) {
-            row.copy_from_slice(exact);
-        }
-    }
-}
-
-/// Puts the exact value where the recorded one is not finite.
-fn make_finite(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
-    for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
-        if !x.is_finite() && y.is_finite() {
-            *x = *y;
-        }
-    }
-}
-
-/// Some engines record scores after the mask: huge negative numbers say nothing about the product.
-pub(crate) fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
-    for (x, y) in recorded.data_mut().iter_mut().zip(exact.data()) {
-        if *x == f64::NEG_INFINITY || *x < -1e4 && *x < -100.0 * y.abs() {
-            *x = *y;
-        }
-    }
-}
-
-/// The part of the exact value, and of its noise, that was recorded: the last rows or keys.
-pub(crate) fn last<'e>(
-    exact: Cow<'e, Tensor<f64>>,
-    noise: Noise<f64>,
-    shape: &[usize],
-) -> (Cow<'e, Tensor<f64>>, Noise<f64>) {
-    if exact.shape() == shape {
-        return (exact, noise);
-    }
-    let cut = |t: &Tensor<f64>| tail(t, shape);
-    let variance = Tensor::new(exact.shape().to_vec(), noise.variance).map(|v| cut(&v).into_data());
-    let variance = variance.unwrap_or_default();
-    let rows = |s: &[usize]| s[..s.len().saturating_sub(1)].to_vec();
-    let by_row = |sums: Vec<f64>| {
-        let sums = Tensor::new(rows(exact.shape()), sums).map(|a| tail(&a, &rows(shape)).into_data());
-        sums.unwrap_or_default()
-    };
-    let (along, factor) = (by_row(noise.along), by_row(noise.factor));
-    let lanes = noise.lanes.iter().map(cut).collect();
-    (Cow::Owned(cut(&exact)), Noise { variance, lanes, along, factor, ..noise })
-}
-
-/// The last elements along every axis.
-fn tail(t: &Tensor<f64>, shape: &[usize]) -> Tensor<f64> {
-    let mut out = Tensor::zeros(shape.to_vec());
-    let mut index = vec![0usize; shape.len()];
-    for x in out.data_mut() {
-        let mut offset = 0;
-        for (axis, &i) in index.iter().enumerate() {
-            let full = t.shape()[axis];
-            offset = offset * full + i + full.saturating_sub(shape[axis]);
-        }
-        *x = t.data()[offset];
-        for axis in (0..shape.len()).rev() {
-            index[axis] += 1;
-            if index[axis] < shape[axis] {
-                break;
+        let (op, step) = (computed.op, computed.step);
+        let expected = Expected {
+            exact: Cow::Borrowed(computed.exact),
+            noise: computed.noise,
+            choice: computed.choice,
+            poisoned,
+            copied: copied(
+                self.program,
+                self.alignment,
+                self.arithmetic,
+                (op, step),
+                &self.trace.steps[step],
+            ),
+        };
+        match judge(self.program, op, value, expected) {
+            Judgement::Unjudged(value) => Ok(Some(value)),
+            Judgement::DoesNotFit { found } => {
+                Err(self.does_not_fit(op, step, found, computed.exact.shape()))
             }
-            index[axis] = 0;
+            Judgement::Choice(choice::Compared { measured, value, ambiguous }) => {
+                self.note_ambiguous(op, step, value.rows(), ambiguous, true);
+                self.judged.push(Judged { step, op, measured, structure: vec![], ulps: None });
+                Ok(Some(value))
+            }
+            Judgement::Tensor(compared) => Ok(Some(self.compared(op, step, *compared))),
         }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_is_taken_along_every_axis() {
-        let t = Tensor::new([2, 3], (0..6).map(f64::from).collect()).unwrap();
-        assert_eq!(tail(&t, &[1, 2]).data(), [4.0, 5.0]);
-        assert_eq!(tail(&t, &[2, 3]), t);
-    }
-
-    #[test]
-    fn a_row_in_which_an_infinity_goes_on_says_nothing_of_its_own() {
-        let mut recorded = Tensor::new([2, 2], vec![0.0, f64::NAN, 5.0, 6.0]).unwrap();
-        let exact = Tensor::new([2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap();
-        forget_poisoned(&mut recorded, &exact);
-        assert_eq!(recorded.data(), [1.0, 2.0, 5.0, 6.0]);
     }
 }

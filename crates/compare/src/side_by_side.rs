@@ -1,5 +1,6 @@
 //! Replays a trace, in parts side by side where that is asked for.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -13,9 +14,12 @@ use crate::replay::{Ambiguous, Judged, Replay, leave_examined};
 use crate::{CheckOptions, Error};
 
 /// What a replay gives.
+#[derive(Default)]
 pub(crate) struct Replayed {
     pub judged: Vec<Judged>,
     pub ambiguous: Vec<Ambiguous>,
+    /// Operations and steps that were judged as what follows from something not finite.
+    pub poisoned: BTreeSet<(usize, usize)>,
 }
 
 /// Parts for each job: they differ in size, and the last one should not be waited for long.
@@ -31,7 +35,7 @@ pub(crate) fn replay(
     arithmetic: &Arithmetic,
     options: &CheckOptions,
 ) -> Result<Replayed, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, options.memory).of(&model.program);
+    let weights = Weights::held(&model.checkpoint, arithmetic, &model.program, options.memory);
     let whole = [chosen.ops.clone()];
     let part = Part { trace, model, alignment, steps, arithmetic, options, weights: &weights };
     let judged = if options.jobs > 1 {
@@ -44,7 +48,7 @@ pub(crate) fn replay(
     } else {
         part.replay_all(&whole, chosen.ops.len())?
     };
-    let mut replayed = judged.unwrap_or(Replayed { judged: vec![], ambiguous: vec![] });
+    let mut replayed = judged.unwrap_or_default();
     if let Some(layers) = &chosen.layers {
         // What was computed on the way to these layers is no part of them.
         let layer = |op: usize| firstdiff_trace::tap::split(&model.program.ops[op].tap).0;
@@ -64,7 +68,7 @@ struct Part<'a> {
 }
 
 /// What one part gives, and whether a value in it is not finite.
-type Done = (Vec<Judged>, Vec<Ambiguous>, bool);
+type Done = (Replayed, bool);
 
 impl Part<'_> {
     /// Replays all parts; `None` where they depend on one another after all.
@@ -100,14 +104,15 @@ impl Part<'_> {
                 }
             });
         }
-        let mut replayed = Replayed { judged: vec![], ambiguous: vec![] };
+        let mut replayed = Replayed::default();
         for result in results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten() {
-            let (judged, ambiguous, poisoned) = result?;
+            let (part, poisoned) = result?;
             if poisoned && parts.len() > 1 {
                 return Ok(None);
             }
-            replayed.judged.extend(judged);
-            replayed.ambiguous.extend(ambiguous);
+            replayed.judged.extend(part.judged);
+            replayed.ambiguous.extend(part.ambiguous);
+            replayed.poisoned.extend(part.poisoned);
         }
         leave_examined(&mut replayed.judged, &self.model.program);
         Ok(Some(replayed))
@@ -121,7 +126,7 @@ impl Part<'_> {
             lanes: self.options.lanes,
             progress: Some(progress),
         };
-        let mut replay = Replay::new(self.trace, &self.model.program, self.alignment);
+        let mut replay = Replay::new(self.trace, &self.model.program, self.alignment, self.arithmetic);
         let mut keys = KeyValues::new(self.model.program.ops.len());
         let outcome = executor.execute_some(ops, self.steps, &mut keys, &mut replay);
         match (replay.failed.take(), outcome) {
@@ -129,7 +134,8 @@ impl Part<'_> {
             (None, Err(error)) => Err(error.into()),
             (None, Ok(())) => {
                 let poisoned = replay.is_poisoned();
-                Ok((replay.judged, replay.ambiguous, poisoned))
+                let Replay { judged, ambiguous, inherited, .. } = replay;
+                Ok((Replayed { judged, ambiguous, poisoned: inherited }, poisoned))
             }
         }
     }

@@ -81,8 +81,7 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
 /// Where edits are tried.
 pub(crate) fn trial<'a>(evidence: &'a Evidence<'a>, options: Options) -> Trial<'a> {
     let model = evidence.model;
-    let weights =
-        Weights::new(&model.checkpoint, evidence.arithmetic.weights, options.memory).of(&model.program);
+    let weights = Weights::held(&model.checkpoint, &evidence.arithmetic, &model.program, options.memory);
     Trial { evidence, weights, lanes: options.lanes, largest: LARGEST }
 }
 

@@ -1,8 +1,13 @@
 //! How an engine rounds.
 
+use std::borrow::Cow;
+
 use firstdiff_checkpoint::Storage;
-use firstdiff_model::Simulation;
+use firstdiff_model::{Op, Simulation};
 use firstdiff_tensor::Float;
+use firstdiff_trace::tap;
+
+use crate::cache::CacheFormat;
 
 /// What a matrix product does to its inputs before multiplying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +53,26 @@ pub struct Arithmetic {
     pub residual: Float,
     /// Running sums are held in this.
     pub accumulate: Float,
+    /// Running sums of products with a weight, where they are held in another format than `accumulate`.
+    pub product_sums: Option<Float>,
     /// Matrix products are cut into so many partial sums, each stored in `store` before they are added
     /// up there (split-K); 1: not cut, or added up in `accumulate`.
     pub split_sums: usize,
-    /// Cached keys and values are stored in this.
-    pub kv_cache: Float,
+    /// Row-parallel products (`attn_out`, `mlp_out` and what experts give) are partial sums of so many ranks, each
+    /// stored in `store` before they are added up there; 1: of one.
+    pub tensor_parallel: usize,
+    /// Cached keys are stored in this.
+    pub k_cache: CacheFormat,
+    /// Cached values are stored in this.
+    pub v_cache: CacheFormat,
+    /// Results whose last rounding is to another format than `store`, by tap pattern (`layers.*.q_rope`).
+    pub stored: Vec<(String, Float)>,
+    /// Recorded tensors are roundings of what the next operation read (fusing compilers).
+    pub reads_unrounded: bool,
+    /// Norms store their root, or its reciprocal, in `store` before they divide by it.
+    pub norm_root_stored: bool,
+    /// The format of the embeddings' factor; `None`: the longer of `weights` and `store`.
+    pub embed_factor: Option<Float>,
     /// Treatment of the inputs of matrix products.
     pub matmul_inputs: MatmulInputs,
     /// How attention accumulates.
@@ -71,8 +91,15 @@ impl Arithmetic {
             store: format,
             residual: format,
             accumulate,
+            product_sums: None,
             split_sums: 1,
-            kv_cache: format,
+            tensor_parallel: 1,
+            k_cache: CacheFormat::Float(format),
+            v_cache: CacheFormat::Float(format),
+            stored: vec![],
+            reads_unrounded: false,
+            norm_root_stored: false,
+            embed_factor: None,
             matmul_inputs: MatmulInputs::AsStored,
             attention: Attention::Plain,
             simulation: None,
@@ -83,10 +110,9 @@ impl Arithmetic {
     pub fn ggml() -> Arithmetic {
         Arithmetic {
             name: "ggml-q8".into(),
-            kv_cache: Float::F16,
             matmul_inputs: MatmulInputs::Ggml,
             attention: Attention::OnlineF16,
-            ..Arithmetic::uniform(Float::F32)
+            ..Arithmetic::uniform(Float::F32).with_cache(CacheFormat::Float(Float::F16))
         }
     }
 
@@ -126,6 +152,57 @@ impl Arithmetic {
         Arithmetic { name: format!("{}+split-{parts}", self.name), split_sums: parts, ..self }
     }
 
+    /// `self` with row-parallel products added up over `ranks` ranks.
+    pub fn with_tensor_parallel(self, ranks: usize) -> Arithmetic {
+        Arithmetic { name: format!("{}+tp-{ranks}", self.name), tensor_parallel: ranks, ..self }
+    }
+
+    /// `self` with keys and values cached in one format.
+    pub fn with_cache(self, format: CacheFormat) -> Arithmetic {
+        Arithmetic { k_cache: format, v_cache: format, ..self }
+    }
+
+    /// The format of a cache, by its operation.
+    pub fn cache_of(&self, op: &Op) -> CacheFormat {
+        if op.tap.ends_with("v_cache") { self.v_cache } else { self.k_cache }
+    }
+
+    /// The format of the last rounding of an operation's result.
+    pub fn stored_in(&self, op: &Op) -> Float {
+        let own = || {
+            let pattern = tap::pattern(&op.tap);
+            self.stored.iter().find(|(glob, _)| tap::matches(glob, &pattern) || tap::matches(glob, &op.tap))
+        };
+        match own() {
+            Some(&(_, format)) => format,
+            None if op.kind.wide() => self.accumulate,
+            None => self.store,
+        }
+    }
+
+    /// The arithmetic inside one operation.
+    pub(crate) fn within(&self, op: &Op) -> Cow<'_, Arithmetic> {
+        if op.wide {
+            return Cow::Owned(self.widened());
+        }
+        if self.tensor_parallel > 1 && is_row_parallel(op) {
+            let split_sums = self.split_sums.max(self.tensor_parallel);
+            return Cow::Owned(Arithmetic { split_sums, ..self.clone() });
+        }
+        Cow::Borrowed(self)
+    }
+
+    /// The format of running sums of products with a weight.
+    pub(crate) fn sums(&self) -> Float {
+        self.product_sums.unwrap_or(self.accumulate)
+    }
+
+    /// The format of the embeddings' factor.
+    pub fn factor_format(&self) -> Float {
+        let longer = |a: Float, b: Float| if a.significand_bits() >= b.significand_bits() { a } else { b };
+        self.embed_factor.unwrap_or_else(|| longer(self.weights, self.store))
+    }
+
     /// `self` for an operation that is computed and held in f32 at least: inner values, inputs and result.
     pub(crate) fn widened(&self) -> Arithmetic {
         let store = if self.store == Float::F64 { Float::F64 } else { Float::F32 };
@@ -133,7 +210,14 @@ impl Arithmetic {
             MatmulInputs::Short(format) => MatmulInputs::Short(format),
             _ => MatmulInputs::AsStored,
         };
-        Arithmetic { store, residual: store, split_sums: 1, matmul_inputs, ..self.clone() }
+        Arithmetic {
+            store,
+            residual: store,
+            split_sums: 1,
+            product_sums: None,
+            matmul_inputs,
+            ..self.clone()
+        }
     }
 
     /// The profile with this name, as `--arithmetic` takes it.
@@ -177,17 +261,25 @@ impl Arithmetic {
     /// What attention does to queries before it multiplies them with keys. Some engines scale queries
     /// first: that rounds them once more, unless the scale is a power of two.
     pub(crate) fn query_rounding(&self, scale: f64) -> InputRounding {
-        match self.attention_rounding() {
+        match self.attention_rounding(self.k_cache) {
             InputRounding::None if scale.log2().fract() != 0.0 => InputRounding::Anywhere(self.store),
             rounding => rounding,
         }
     }
 
     /// What attention does to probabilities before it multiplies them with values.
-    pub(crate) fn attention_rounding(&self) -> InputRounding {
+    pub(crate) fn probability_rounding(&self) -> InputRounding {
+        self.attention_rounding(self.v_cache)
+    }
+
+    /// What attention does to the factor that a cache is multiplied with.
+    fn attention_rounding(&self, cache: CacheFormat) -> InputRounding {
         match self.matmul_inputs {
             // ggml brings the other factor to the cache's format before multiplying.
-            MatmulInputs::Ggml => InputRounding::Float(self.kv_cache),
+            MatmulInputs::Ggml => match cache {
+                CacheFormat::Float(format) => InputRounding::Float(format),
+                _ => InputRounding::Blocks { len: 32, scale: Float::F16 },
+            },
             MatmulInputs::Short(format) => InputRounding::Float(format),
             MatmulInputs::AsStored | MatmulInputs::Scaled { .. } => InputRounding::None,
         }
@@ -213,6 +305,11 @@ impl Arithmetic {
             _ => None,
         }
     }
+}
+
+/// Whether tensor parallelism adds up the operation's result over ranks.
+pub fn is_row_parallel(op: &Op) -> bool {
+    matches!(tap::split(&op.tap).1, "attn_out" | "mlp_out" | "experts_out" | "shared_out")
 }
 
 /// What is done to the input of one matrix product.

@@ -1,4 +1,4 @@
-//! The one engine of everything.
+//! Executes a program, optionally with overrides, edits and rounding noise.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -419,14 +419,15 @@ impl Executor<'_> {
             let rows = new.exact.rows();
             let mut lanes = new.lanes.clone();
             let recorded = taps.recorded(index, s);
-            if let Some(a) = self.arithmetic {
-                lanes = noise::stored_rows(self.lanes, a, index, s, new);
+            let format = self.arithmetic.map(|a| a.cache_of(&self.program.ops[index]));
+            if let Some(format) = format {
+                lanes = noise::stored_rows(self.lanes, format, (index, s), new, (cache.heads, cache.dim));
             }
             keys.truncate(index, input.keys.kept_rows(cache.ratio), cache.heads * cache.dim);
             let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));
             let lanes: Vec<_> = lanes.into_iter().map(Arc::new).collect();
-            let noise = match self.arithmetic {
-                Some(a) if recorded => Some(noise::of_cache(a, &exact, &lanes, None)),
+            let noise = match self.arithmetic.zip(format) {
+                Some((a, format)) if recorded => Some(noise::of_cache(a, format, &exact, &lanes, None)),
                 _ => None,
             };
             let computed = Computed { op: index, step: s, exact: &exact, noise, choice: None };

@@ -8,6 +8,7 @@
 //! size alone, each piece is computed by one thread, and pieces are never summed across threads.
 
 mod arithmetic;
+mod cache;
 mod dot;
 mod error;
 mod execute;
@@ -20,7 +21,8 @@ mod weights;
 
 pub use firstdiff_checkpoint::Misreading;
 
-pub use arithmetic::{Arithmetic, Attention, MatmulInputs};
+pub use arithmetic::{Arithmetic, Attention, MatmulInputs, is_row_parallel};
+pub use cache::{CacheFormat, Group};
 pub use error::Error;
 pub use execute::{
     Choice, Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site,

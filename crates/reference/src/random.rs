@@ -23,6 +23,12 @@ impl Random {
         mix(self.key.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
+    /// Uniform in 0..1.
+    #[inline]
+    pub fn fraction(self, index: usize) -> f64 {
+        (self.bits(index) >> 11) as f64 * (0.5f64).powi(53)
+    }
+
     /// Uniform in -1..1.
     #[inline]
     pub fn symmetric(self, index: usize) -> f64 {

@@ -13,6 +13,7 @@ use firstdiff_tensor::{Float, Real};
 use rayon::prelude::*;
 
 use crate::Error;
+use crate::arithmetic::Arithmetic;
 use crate::matmul::{self, RowSource};
 
 /// Gives the weights of a checkpoint to operations.
@@ -20,6 +21,8 @@ use crate::matmul::{self, RowSource};
 pub struct Weights<'m> {
     checkpoint: &'m Checkpoint,
     round: Option<Float>,
+    /// The format of constants that are multiplied with: f32 at the longest.
+    factor: Float,
     budget: usize,
     used: Arc<AtomicUsize>,
     kept: Arc<Mutex<HashMap<String, Arc<Vec<f32>>>>>,
@@ -36,12 +39,27 @@ impl<'m> Weights<'m> {
         Weights {
             checkpoint,
             round,
+            factor: round.unwrap_or(Float::F32),
             budget,
             used: Arc::default(),
             kept: Arc::default(),
             wide: Arc::default(),
             edited: HashMap::new(),
         }
+    }
+
+    /// Weights of `checkpoint` as an engine with this arithmetic holds them for `program`.
+    pub fn held(
+        checkpoint: &'m Checkpoint,
+        arithmetic: &Arithmetic,
+        program: &Program,
+        budget: usize,
+    ) -> Weights<'m> {
+        let factor = match arithmetic.factor_format() {
+            Float::F64 => Float::F32,
+            format => format,
+        };
+        Weights { factor, ..Weights::new(checkpoint, arithmetic.weights, budget).of(program) }
     }
 
     /// The same, where those that `program` holds in f32 are not rounded.
@@ -53,9 +71,9 @@ impl<'m> Weights<'m> {
 
     /// The same weights with some replaced; those have the file's shapes. What is kept is shared.
     pub fn edited(&self, edited: HashMap<String, Arc<Vec<f32>>>) -> Weights<'m> {
-        let Weights { checkpoint, round, budget, ref used, ref kept, ref wide, .. } = *self;
+        let Weights { checkpoint, round, factor, budget, ref used, ref kept, ref wide, .. } = *self;
         let (used, kept, wide) = (used.clone(), kept.clone(), wide.clone());
-        Weights { checkpoint, round, budget, used, kept, wide, edited }
+        Weights { checkpoint, round, factor, budget, used, kept, wide, edited }
     }
 
     /// A whole weight, as operations use it.
@@ -119,9 +137,10 @@ impl<'m> Weights<'m> {
         Ok(self.info(name)?.storage)
     }
 
-    /// A constant of the model, in the format that weights are held in: f32 at the longest.
+    /// A constant of the model that values are multiplied with, as engines hold it: in the longer of the formats of
+    /// weights and activations, f32 at the longest.
     pub(crate) fn constant<T: Real>(&self, x: f64) -> T {
-        T::from_f64(self.round.unwrap_or(Float::F32).round(x))
+        T::from_f64(self.factor.round(x))
     }
 
     /// A small weight, whole.

@@ -1,6 +1,6 @@
 //! How two traces were recorded, and what of their difference that alone explains.
 
-use firstdiff_reference::MatmulInputs;
+use firstdiff_reference::{CacheFormat, MatmulInputs};
 use firstdiff_tensor::Float;
 use firstdiff_trace::Trace;
 use serde::Serialize;
@@ -143,9 +143,10 @@ fn held(trace: &Trace) -> Result<Held, Error> {
         activations: arithmetic.store.name().into(),
         weights: arithmetic.weights.name().into(),
         declared: used.declared,
-        coarsest: [arithmetic.store, arithmetic.weights, arithmetic.kv_cache]
+        coarsest: [arithmetic.store, arithmetic.weights]
             .map(Float::unit_roundoff)
             .into_iter()
+            .chain([arithmetic.k_cache, arithmetic.v_cache].map(CacheFormat::unit_roundoff))
             .chain([inputs])
             .fold(0.0, f64::max),
     })

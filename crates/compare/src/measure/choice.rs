@@ -86,6 +86,7 @@ pub(crate) fn compare(
         scale: 0.0,
         scale_sigmas: 0.0,
         non_finite: 0,
+        farther: 0,
         parts: vec![part],
         choices: Some(counts),
     };

@@ -62,6 +62,8 @@ pub struct Measured {
     pub scale_sigmas: f64,
     /// Elements that are not finite where the exact value is.
     pub non_finite: usize,
+    /// Elements of a cache that are not the nearest neighbour, in its format, of what was written into it.
+    pub farther: usize,
     /// The parts along each axis.
     pub parts: Vec<Part>,
     /// For a choice, how it differs; `ratio` is then how far the reference prefers its own, 2 being five
@@ -98,6 +100,7 @@ impl Measured {
             scale,
             scale_sigmas: sigmas,
             non_finite: whole.non_finite,
+            farther: 0,
             parts,
             choices: None,
         }
@@ -111,7 +114,10 @@ impl Measured {
     /// The largest of all ratios, each in units of its own threshold: above 1 is wrong.
     pub fn severity(&self) -> f64 {
         let parts = self.parts.iter().flat_map(|p| &p.severities).map(|s| f64::from(*s)).fold(0.0, f64::max);
-        (self.ratio / THRESHOLDS.whole).max(self.scale_sigmas / THRESHOLDS.sigmas).max(parts)
+        // One is too many, and more are worse.
+        let farther =
+            if self.farther > 0 { 1.0 + self.farther as f64 / self.elements.max(1) as f64 } else { 0.0 };
+        (self.ratio / THRESHOLDS.whole).max(self.scale_sigmas / THRESHOLDS.sigmas).max(parts).max(farther)
     }
 }
 

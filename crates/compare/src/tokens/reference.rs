@@ -72,7 +72,7 @@ pub(crate) fn preferences(
     wanted: &[Wanted],
     progress: Option<&(dyn Fn(usize) + Sync)>,
 ) -> Result<Vec<Preference>, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, 0).of(&model.program);
+    let weights = Weights::held(&model.checkpoint, arithmetic, &model.program, 0);
     let program = &model.program;
     let executor = Executor { program, weights: &weights, arithmetic: None, lanes: 0, progress };
     let mut out = vec![Preference::default(); wanted.len()];
@@ -98,7 +98,7 @@ pub(crate) fn noise(
     wanted: &[Wanted],
     exact: &[Preference],
 ) -> Result<Vec<Vec<f64>>, Error> {
-    let weights = Weights::new(&model.checkpoint, arithmetic.weights, 0).of(&model.program);
+    let weights = Weights::held(&model.checkpoint, arithmetic, &model.program, 0);
     let program = &model.program;
     let executor =
         Executor { program, weights: &weights, arithmetic: Some(arithmetic), lanes, progress: None };

@@ -116,6 +116,7 @@ fn likely(model: &Model) -> Arithmetic {
 
 /// The relative size of one rounding: 8-bit blocks keep 1/254 of their largest value.
 pub(crate) fn roundoff(arithmetic: &Arithmetic) -> f64 {
-    let stored = arithmetic.store.unit_roundoff().max(arithmetic.kv_cache.unit_roundoff());
+    let caches = arithmetic.k_cache.unit_roundoff().max(arithmetic.v_cache.unit_roundoff());
+    let stored = arithmetic.store.unit_roundoff().max(caches);
     if arithmetic.matmul_inputs == MatmulInputs::Ggml { stored.max(1.0 / 254.0) } else { stored }
 }

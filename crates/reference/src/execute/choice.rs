@@ -86,6 +86,24 @@ impl Choice {
         square(candidate).max(together)
     }
 
+    /// The candidates between which rounding decides in a row, where it does: those of the best `k` that are hardly
+    /// preferred to the next one, and those to whom the last of the best is hardly preferred.
+    fn open(&self, row: usize, k: usize) -> Option<Open> {
+        let order = ranked(self.scores.row(row), self.candidates());
+        let (last, next) = (*order.get(k.checked_sub(1)?)?, *order.get(k)?);
+        if self.preference(row, last, next) > TIE {
+            return None;
+        }
+        let (own, others) = order.split_at(k);
+        let firm = own.iter().take_while(|&&a| self.preference(row, a, next) > TIE).count();
+        let near = others.iter().take_while(|&&b| self.preference(row, last, b) <= TIE).count();
+        Some(Open {
+            certain: own[..firm].to_vec(),
+            competing: order[firm..k + near].to_vec(),
+            own: own.to_vec(),
+        })
+    }
+
     /// How near the choice of the best `k` is to another one, in deviations: how far the last of them is
     /// preferred to the first of the others. Infinite where there are no others.
     pub fn margin(&self, row: usize, k: usize) -> f64 {
@@ -110,21 +128,44 @@ fn ranked<T: Real>(scores: &[T], count: usize) -> Vec<usize> {
     order
 }
 
-/// The best `k` of every row, as numbers; `turned`: where a row says so, the last of them is left out
-/// for the next one.
-fn best<T: Real>(scores: &Tensor<T>, k: usize, turned: impl Fn(usize) -> bool) -> Vec<T> {
+/// The best `k` of every row, as numbers.
+fn best<T: Real>(scores: &Tensor<T>, k: usize) -> Vec<T> {
     let mut out = Vec::with_capacity(scores.rows() * k);
     for row in 0..scores.rows() {
-        let mut order = ranked(scores.row(row), k + 1);
-        if turned(row) && order.len() > k {
-            order.swap_remove(k - 1);
-        }
-        order.truncate(k);
-        let chosen = order.len();
-        out.extend(order.into_iter().map(|i| T::from_f64(i as f64)));
-        out.extend(std::iter::repeat_n(T::from_f64(-1.0), k - chosen));
+        numbers(&mut out, ranked(scores.row(row), k), k);
     }
     out
+}
+
+/// Appends one row of what was chosen, filled up with -1.
+fn numbers<T: Real>(out: &mut Vec<T>, chosen: Vec<usize>, k: usize) {
+    let more = k.saturating_sub(chosen.len());
+    out.extend(chosen.into_iter().map(|i| T::from_f64(i as f64)));
+    out.extend(std::iter::repeat_n(T::from_f64(-1.0), more));
+}
+
+/// A row in which rounding decides: who is chosen in any case, and who competes for the places that are left, all by
+/// the exact scores.
+struct Open {
+    certain: Vec<usize>,
+    competing: Vec<usize>,
+    /// The model's own choice.
+    own: Vec<usize>,
+}
+
+impl Open {
+    /// What lane `number` chooses: the even ones what the model does, the odd ones something else that is as good.
+    fn choice(&self, number: usize) -> Vec<usize> {
+        let places = self.own.len() - self.certain.len();
+        let others = self.competing.len();
+        if number % 2 == 0 || others <= places {
+            return self.own.clone();
+        }
+        // In turn every window of the ranking but the model's own.
+        let start = 1 + number / 2 % (others - 1);
+        let windowed = (start..start + places).map(|i| self.competing[i % others]);
+        self.certain.iter().copied().chain(windowed).collect()
+    }
 }
 
 /// A choice: the exact one, what it was made from, and each lane's own.
@@ -200,8 +241,8 @@ impl Executor<'_> {
         }
     }
 
-    /// The best `k` of the candidates. An engine whose choice is not known may have made the other one
-    /// wherever rounding decides: half of the lanes do.
+    /// The best `k` of the candidates. An engine whose choice is not known may have made another one
+    /// wherever rounding decides: half of the lanes do, whatever their own rounding made of the scores.
     fn best_of<T: Real>(
         &self,
         op: &Op,
@@ -212,17 +253,22 @@ impl Executor<'_> {
         let flight = &input.values[0];
         let scores = candidates(&flight.exact);
         let rows = scores.rows();
-        let exact = exact::shaped(op, rows, 0, best(&scores, k, |_| false));
+        let exact = exact::shaped(op, rows, 0, best(&scores, k));
         if self.arithmetic.is_none() {
             return Chosen { exact, choice: None, lanes: vec![] };
         }
         let lanes: Vec<Tensor<T>> = flight.lanes.par_iter().map(|lane| candidates(lane)).collect();
         let choice =
             Choice { scores: scores.cast(), lanes: lanes.iter().skip(1).map(Tensor::cast).collect() };
-        let open: Vec<bool> = (0..rows).map(|row| choice.margin(row, k) <= TIE).collect();
+        let open: Vec<Option<Open>> = (0..rows).map(|row| choice.open(row, k)).collect();
         let lane = |number: usize| {
             let scores = lanes.get(number).unwrap_or(&scores);
-            Arc::new(exact::shaped(op, rows, 0, best(scores, k, |row| number % 2 == 1 && open[row])))
+            let mut chosen = Vec::with_capacity(rows * k);
+            for (row, open) in open.iter().enumerate() {
+                let of = open.as_ref().map_or_else(|| ranked(scores.row(row), k), |open| open.choice(number));
+                numbers(&mut chosen, of, k);
+            }
+            Arc::new(exact::shaped(op, rows, 0, chosen))
         };
         let lanes = (0..self.lanes).map(lane).collect();
         Chosen { exact, choice: Some(choice), lanes }
@@ -244,8 +290,22 @@ mod tests {
         assert_eq!(ranked(&[f64::NEG_INFINITY, f64::NAN, 0.0], 3), [2], "neither is a candidate");
         let scores =
             Tensor::new([2, 3], vec![0.1, 0.3, 0.2, f64::NEG_INFINITY, 5.0, f64::NEG_INFINITY]).unwrap();
-        assert_eq!(best(&scores, 2, |_| false), [1.0, 2.0, 1.0, -1.0]);
-        assert_eq!(best(&scores, 2, |_| true), [1.0, 0.0, 1.0, -1.0], "nothing to turn to in the second");
+        assert_eq!(best(&scores, 2), [1.0, 2.0, 1.0, -1.0]);
+    }
+
+    #[test]
+    fn where_rounding_decides_odd_lanes_choose_otherwise_and_even_ones_as_the_model_does() {
+        // Candidates 1, 2 and 3 lie within rounding of each other, 0 is above and 4 below.
+        let scores = [9.0, 1.02, 1.01, 1.0, -9.0];
+        let c = choice(&scores, &[&[9.0, 1.12, 0.91, 1.1, -9.0], &[9.1, 0.92, 1.11, 0.9, -9.1]]);
+        let open = c.open(0, 2).unwrap();
+        assert_eq!((open.certain.as_slice(), open.competing.as_slice()), (&[0][..], &[1, 2, 3][..]));
+        assert_eq!(open.choice(2), [0, 1]);
+        let others: Vec<Vec<usize>> = [1, 3, 5, 7].iter().map(|&n| open.choice(n)).collect();
+        assert!(others.iter().all(|o| o[0] == 0 && o[1] != 1), "{others:?}");
+        assert!(others.iter().any(|o| o[1] == 2) && others.iter().any(|o| o[1] == 3), "{others:?}");
+        assert!(c.open(0, 1).is_none(), "the first stands alone");
+        assert!(c.open(0, 5).is_none(), "all are chosen");
     }
 
     #[test]

@@ -12,8 +12,10 @@ use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Float, Real, Tensor};
 use rayon::prelude::*;
 
+use super::exact::tensor;
 use super::{Choice, Damping, Executor, Flight, Inputs, Noise, Repeats, exact, products, shared, softmax};
 use crate::arithmetic::{Arithmetic, InputRounding};
+use crate::cache::CacheFormat;
 use crate::error::Error;
 use crate::kernels::input::input_variance;
 use crate::kernels::{self, Rounding, attention, index_scores, sum_variance};
@@ -44,8 +46,8 @@ pub(super) fn compute<T: Real>(
     (plain, edited): (&[Tensor<T>], &[Option<Tensor<T>>]),
     recorded: &[bool],
 ) -> Result<Vec<Spread<T>>, Error> {
-    let widened = op.wide.then(|| arithmetic.widened());
-    let arithmetic = widened.as_ref().unwrap_or(arithmetic);
+    let within = arithmetic.within(op);
+    let arithmetic = within.as_ref();
     let sums = match &op.kind {
         OpKind::Linear(linear) => products::linear(executor, arithmetic, linear, inputs, plain)?,
         OpKind::GroupedLinear(linear) => products::grouped(executor, arithmetic, linear, inputs, plain)?,
@@ -83,7 +85,7 @@ pub(super) fn compute<T: Real>(
         .zip(recorded)
         .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
         .collect();
-    let store = if op.kind.wide() { arithmetic.accumulate } else { arithmetic.store };
+    let store = arithmetic.stored_in(op);
     let repeats = repeats(op, arithmetic);
     let table = is_table(op, arithmetic);
     let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
@@ -334,7 +336,7 @@ fn attention_sums<T: Real>(
     let value = |i: usize| inputs.values[i].exact.as_ref();
     let rounding = match &op.kind {
         OpKind::AttnScores(scores) => a.query_rounding(scores.scale),
-        _ => a.attention_rounding(),
+        _ => a.probability_rounding(),
     };
     let second = |t: &Tensor<T>| -> Option<Vec<f64>> {
         Some(input_variance(t.data(), t.len(), InputRounding::Float(a.second_factor()?)))
@@ -451,23 +453,25 @@ fn pointwise_lanes<T: Real>(
 /// where this step's cache is recorded.
 pub(super) fn stored_rows<T: Real>(
     lanes: usize,
-    a: &Arithmetic,
-    index: usize,
-    step: usize,
+    format: CacheFormat,
+    (index, step): (usize, usize),
     new: &Flight<T>,
+    shape: (usize, usize),
 ) -> Vec<Arc<Tensor<T>>> {
     // Values already held in the cache's format are not rounded again.
-    if new.lanes.is_empty() && a.kv_cache == a.store {
+    if new.lanes.is_empty() && format.holds(new.exact.data()) {
         return vec![];
     }
     let lane = |lane: usize| {
         let value = new.lanes.get(lane).unwrap_or(&new.exact);
-        Arc::new(stored(value, None, a.kv_cache, Random::new(lane, index, step).site(91), lane))
+        let random = (lane > 0).then(|| Random::new(lane, index, step).site(92));
+        Arc::new(tensor(value.shape(), format.stored(value.data(), shape, random)))
     };
-    (0..lanes).map(lane).collect()
+    (0..lanes).into_par_iter().map(lane).collect()
 }
 
-/// A residual stream as it may have been before it was stored, where fused kernels go on from that.
+/// A recorded value as it may have been before it was stored, where engines go on from that: all values of engines
+/// whose compilers fuse operations, else the residual stream.
 pub(super) fn before_storing<T: Real>(
     lanes: usize,
     a: &Arithmetic,
@@ -476,7 +480,10 @@ pub(super) fn before_storing<T: Real>(
     step: usize,
     value: &Tensor<T>,
 ) -> Vec<Arc<Tensor<T>>> {
-    if !matches!(op.kind, OpKind::Add(_)) || a.residual == a.store {
+    let stored = a.stored_in(op);
+    let stream = matches!(op.kind, OpKind::Add(_)) && a.residual != stored;
+    let kept = op.kind.discrete().is_some() || op.kind.state().is_some();
+    if kept || !stream && !a.reads_unrounded {
         return vec![];
     }
     let lane = |lane: usize| {
@@ -485,7 +492,7 @@ pub(super) fn before_storing<T: Real>(
         let inner = if lane == 0 { &mut [] } else { stream.data_mut() };
         for (i, x) in inner.iter_mut().enumerate() {
             // Anything within half a unit in the last place was stored as this.
-            *x = T::from_f64(x.to_f64() + 0.5 * a.store.ulp(x.to_f64()) * random.symmetric(i));
+            *x = T::from_f64(x.to_f64() + 0.5 * stored.ulp(x.to_f64()) * random.symmetric(i));
         }
         Arc::new(stream)
     };
@@ -495,19 +502,23 @@ pub(super) fn before_storing<T: Real>(
 /// Noise of a recorded cache.
 pub(super) fn of_cache<T: Real>(
     a: &Arithmetic,
+    cache: CacheFormat,
     exact: &Tensor<T>,
     lanes: &[Arc<Tensor<T>>],
     edited: Option<usize>,
 ) -> Noise<T> {
     let lanes: Vec<Tensor<T>> = lanes.iter().map(|l| l.as_ref().clone()).collect();
-    let format =
-        if a.kv_cache == a.store && lanes.is_empty() && edited.is_none() { Float::F64 } else { a.kv_cache };
+    let copied = lanes.is_empty() && edited.is_none() && cache.holds(exact.data());
+    // The steps of whole numbers are not those of any float format.
+    let format = cache.float().filter(|_| !copied).unwrap_or(Float::F64);
     // Lanes are rounded already; where only that rounding tells them apart its own variance is the
     // better estimate.
     let sums = edited.and_then(|terms| terms_variance(a, exact, terms));
     let mut spread = variance(exact, &lanes, sums.as_deref(), format, false);
-    for (v, y) in spread.iter_mut().zip(exact.data()) {
-        *v = v.max(format.rounding_variance(y.to_f64()));
+    if !copied {
+        let [_, heads, dim] = *exact.shape() else { unreachable!("a cache has three axes") };
+        let rounding = cache.variance(exact.data(), (heads, dim));
+        spread.iter_mut().zip(rounding).for_each(|(v, rounding)| *v = v.max(rounding));
     }
     let damping = Damping::of(exact, &spread, format);
     let (along, factor) = (vec![], vec![]);

@@ -38,7 +38,7 @@ impl<'a> Sums<'a> {
         inputs: &[&[T]],
         product: impl Fn(&[f32], fn(f32) -> f32) -> Result<Vec<f32>, Error>,
     ) -> Result<Vec<f32>, Error> {
-        let factor = sum_variance(self.arithmetic.accumulate, self.terms, 1.0, 0.0) + self.split(1.0, 0.0);
+        let factor = sum_variance(self.arithmetic.sums(), self.terms, 1.0, 0.0) + self.split(1.0, 0.0);
         // In f32: a variance good to seven digits is good enough.
         let mut squares: Vec<f32> = Vec::new();
         for x in inputs {
@@ -60,7 +60,7 @@ impl<'a> Sums<'a> {
 
     /// What depends on the sum itself.
     fn of_sum(&self, sum: f64) -> f64 {
-        sum_variance(self.arithmetic.accumulate, self.terms, 0.0, sum) + self.split(0.0, sum)
+        sum_variance(self.arithmetic.sums(), self.terms, 0.0, sum) + self.split(0.0, sum)
     }
 
     /// Parts of a sum that is cut are rounded and added up like a short sum.

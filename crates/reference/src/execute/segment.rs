@@ -270,8 +270,9 @@ impl Executor<'_> {
                 continue;
             };
             let mut lanes = new.lanes.clone();
-            if let Some(a) = self.arithmetic {
-                lanes = noise::stored_rows(self.lanes, a, index, step, new);
+            let format = self.arithmetic.map(|a| a.cache_of(&self.program.ops[index]));
+            if let Some(format) = format {
+                lanes = noise::stored_rows(self.lanes, format, (index, step), new, shape);
             }
             let (plain, lanes) = state.append(index, new.exact.data(), &lanes, shape);
             let edited = |(l, t): (usize, Tensor<T>)| Arc::new(input.edited(Some(l), &t).unwrap_or(t));
@@ -279,8 +280,8 @@ impl Executor<'_> {
             let changed = input.edited(None, &plain);
             let terms = changed.is_some().then(|| edits.terms());
             let exact = changed.unwrap_or(plain);
-            let noise = match self.arithmetic {
-                Some(a) if wanted => Some(noise::of_cache(a, &exact, &lanes, terms)),
+            let noise = match self.arithmetic.zip(format) {
+                Some((a, format)) if wanted => Some(noise::of_cache(a, format, &exact, &lanes, terms)),
                 _ => None,
             };
             outputs.push((exact, noise::Spread { noise, lanes, choice: None }));

@@ -28,7 +28,7 @@ pub(super) fn along<T: Real>(
     let rounding = match &op.kind {
         OpKind::Linear(linear) => a.input_rounding(executor.weights.storage(&linear.weight)?),
         OpKind::AttnScores(scores) => a.query_rounding(scores.scale),
-        OpKind::AttnHeads(_) => a.attention_rounding(),
+        OpKind::AttnHeads(_) => a.probability_rounding(),
         _ => InputRounding::None,
     };
     if rounding == InputRounding::None || spreads.iter().all(|s| s.noise.is_none()) {

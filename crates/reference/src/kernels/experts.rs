@@ -126,7 +126,19 @@ fn one<T: Real>(
         }
         gate[part].copy_from_slice(&activated);
     }
-    product(&expert.down, &gate, op.inner, (runs, uses), weights, 8)
+    product(&expert.down, &gate, op.inner, (runs, uses), weights, DOWN)
+}
+
+/// The site of the product that leaves an expert: the one that tensor parallelism adds up over ranks.
+const DOWN: u64 = 8;
+
+/// What partial sums that are stored add to a product's variance.
+fn split(a: &Arithmetic, site: u64, products: f64, sum: f64) -> f64 {
+    let ranks = if site == DOWN { a.tensor_parallel } else { 1 };
+    match a.split_sums.max(ranks) {
+        0 | 1 => 0.0,
+        parts => sum_variance(a.store, parts, products, sum),
+    }
 }
 
 /// `x W^T` for rows that belong to several runs, each rounding in its own way.
@@ -151,11 +163,10 @@ fn product<T: Real>(
         let part = i * width..(i + 1) * width;
         let rounded = input_variance(&x[part.clone()], width, a.input_rounding(matrix.storage()));
         // The same input of several experts is rounded once; that of the second product is each expert's own.
-        let own = if site == 8 { used.place } else { 0 };
+        let own = if site == DOWN { used.place } else { 0 };
         let at = |c: usize| (used.row * run.choice.row_len() + own) * width + c;
-        run.perturbed(&mut moved[part.clone()], &rounded, if site == 8 { 8 } else { 1 }, at);
-        let factor = sum_variance(a.accumulate, width, 1.0, 0.0)
-            + if a.split_sums > 1 { sum_variance(a.store, a.split_sums, 1.0, 0.0) } else { 0.0 };
+        run.perturbed(&mut moved[part.clone()], &rounded, if site == DOWN { DOWN } else { 1 }, at);
+        let factor = sum_variance(a.sums(), width, 1.0, 0.0) + split(a, site, 1.0, 0.0);
         for ((square, second), x) in
             squares[part.clone()].iter_mut().zip(&mut second[part.clone()]).zip(&x[part])
         {
@@ -177,8 +188,7 @@ fn product<T: Real>(
         let start = (used.row * run.choice.row_len() + used.place) * rows;
         for (c, (y, v)) in y[i * rows..][..rows].iter_mut().zip(&variance[i * rows..]).enumerate() {
             let sum = y.to_f64();
-            let split = if a.split_sums > 1 { sum_variance(a.store, a.split_sums, 0.0, sum) } else { 0.0 };
-            let v = f64::from(*v) + sum_variance(a.accumulate, width, 0.0, sum) + split;
+            let v = f64::from(*v) + sum_variance(a.sums(), width, 0.0, sum) + split(a, site, 0.0, sum);
             let error = if number == 0 { 0.0 } else { v.sqrt() * normal.normal(start + c) };
             *y = rounding.store(T::from_f64(sum + error), start + c);
         }

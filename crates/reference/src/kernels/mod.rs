@@ -160,6 +160,25 @@ impl<'a> Rounding<'a> {
         }
     }
 
+    /// Whether this engine stores a norm's root.
+    pub fn stores_root(&self) -> bool {
+        self.lane.is_some_and(|(a, _)| a.norm_root_stored)
+    }
+
+    /// `1 / sqrt(square)`. Engines that store what they divide by store the root or its reciprocal: half of the lanes
+    /// do either.
+    pub fn reciprocal_root(&self, square: f64, index: usize) -> f64 {
+        let root = square.sqrt();
+        if !self.stores_root() {
+            return 1.0 / root;
+        }
+        if self.nearest || self.signs & 1 == 0 {
+            1.0 / self.store(root, index)
+        } else {
+            self.store(1.0 / root, index)
+        }
+    }
+
     /// The format of the table that this engine looks its tanh-gelu up in, if it does.
     pub fn gelu_table(&self) -> Option<Float> {
         self.lane.and_then(|(a, _)| a.gelu_table())

@@ -9,15 +9,18 @@ use super::Rounding;
 pub(crate) fn rms_norm<T: Real>(x: &[T], w: &[T], op: &RmsNorm, rounding: Rounding) -> Vec<T> {
     let dim = w.len();
     let mut out = vec![T::ZERO; x.len()];
-    let (inner, sum) = (rounding.site(2), rounding.site(3));
+    let (inner, sum, root) = (rounding.site(2), rounding.site(3), rounding.site(4));
     out.par_chunks_mut(dim).zip(x.par_chunks(dim)).enumerate().with_min_len(16).for_each(
         |(row, (out, x))| {
             let mean = rounding.mean_square(x, row);
-            let scale = T::from_f64(rounding.lean(2.0, 0) / (mean + op.eps).sqrt());
+            let scale = T::from_f64(rounding.lean(2.0, 0) * root.reciprocal_root(mean + op.eps, row));
             for (i, ((out, &x), &w)) in out.iter_mut().zip(x).zip(w).enumerate() {
                 let (x, at) = (x * scale, row * dim + i);
                 *out = match op.form {
                     NormForm::Stored => inner.store(x, at) * w,
+                    // What divides by a stored root stores the quotient as well.
+                    NormForm::Once if rounding.stores_root() => inner.store(x, at) * w,
+                    NormForm::OnePlus if rounding.stores_root() => inner.store(x, at) * (T::ONE + w),
                     // Multiplied in the format of sums, where only the product's own rounding is left.
                     NormForm::Once => x * w * T::from_f64(inner.factor(1.0, at)),
                     NormForm::OnePlus => {

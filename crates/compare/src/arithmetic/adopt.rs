@@ -1,0 +1,276 @@
+//! Whether an engine's arithmetic explains what else would be wrong.
+//!
+//! An arithmetic acts on every operation of a kind, a bug on some. So a candidate is adopted when it explains everything
+//! that it raises, on more than one layer, and its errors are of the size that it calls for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use firstdiff_model::{Model, Program};
+use firstdiff_reference::{Arithmetic, Executor, StepInput, Unedited, Weights};
+use firstdiff_trace::{Trace, tap};
+
+use super::ArithmeticUse;
+use super::candidates::{Candidate, candidates};
+use crate::align::Alignment;
+use crate::evidence::Evidence;
+use crate::measure::Measured;
+use crate::parts::Chosen;
+use crate::replay::Judged;
+use crate::side_by_side::{Replayed, replay};
+use crate::{CheckOptions, Error};
+
+/// What a replay takes beside an arithmetic.
+#[derive(Clone, Copy)]
+pub(crate) struct Setting<'a> {
+    pub trace: &'a Trace,
+    pub model: &'a Model,
+    pub alignment: &'a Alignment,
+    pub chosen: &'a Chosen,
+    pub steps: &'a [StepInput],
+    pub options: &'a CheckOptions<'a>,
+}
+
+/// An arithmetic, and the replay in it.
+pub(crate) struct Settled {
+    pub arithmetic: Arithmetic,
+    pub used: ArithmeticUse,
+    pub replayed: Replayed,
+    /// Said where an arithmetic explains the values that was not taken, because the user named another one.
+    pub doubt: Option<String>,
+}
+
+/// Candidates taken together at most: engines rarely do more than two of these things undeclared.
+const MOST: usize = 4;
+/// Wrong tensors on which candidates are tried.
+const SAMPLE: usize = 8;
+/// An error of this part of the value is none that any arithmetic makes: 4-bit caches, the coarsest, err by a tenth.
+const LARGE: f64 = 0.3;
+/// How near to being wrong a tensor is, as a part of its threshold, that speaks for an arithmetic as well.
+const NEAR: f64 = 0.6;
+/// Tensors whose noise floor grows by less are not raised.
+const RAISED: f64 = 1.1;
+
+/// Replays, and takes on what explains values that would be wrong.
+pub(crate) fn settle(
+    setting: Setting,
+    arithmetic: Arithmetic,
+    mut used: ArithmeticUse,
+    given: bool,
+) -> Result<Settled, Error> {
+    let first = setting.replay(&arithmetic)?;
+    if !first.judged.iter().any(|j| j.measured.is_wrong()) {
+        return Ok(Settled { arithmetic, used, replayed: first, doubt: None });
+    }
+    let list = candidates(&arithmetic, setting.trace, setting.model);
+    let mut stages = vec![Stage { arithmetic, replayed: first, taken: vec![] }];
+    while stages.len() <= MOST {
+        let Some(next) = setting.next(stages.last().unwrap_or(&stages[0]), &list)? else { break };
+        stages.push(next);
+    }
+    let mut accepted = 0;
+    for (number, stage) in stages.iter().enumerate().skip(1) {
+        let taken: Vec<&Candidate> = stage.taken.iter().map(|&i| &list[i]).collect();
+        if explains(&stages[0].replayed.judged, &stage.replayed.judged, &taken, &setting.model.program) {
+            accepted = number;
+        }
+    }
+    let mut stages = stages.into_iter();
+    let (Some(first), rest) = (stages.next(), stages) else { unreachable!("there is a first stage") };
+    let Some(stage) = accepted.checked_sub(1).and_then(|at| rest.into_iter().nth(at)) else {
+        let Stage { arithmetic, replayed, .. } = first;
+        return Ok(Settled { arithmetic, used, replayed, doubt: None });
+    };
+    let wrong = |judged: &[Judged]| judged.iter().filter(|j| j.measured.is_wrong()).count();
+    let (before, after) = (wrong(&first.replayed.judged), wrong(&stage.replayed.judged));
+    let of = stage.replayed.judged.len();
+    if given {
+        let doubt = format!(
+            "{} leaves {before} of {of} tensors unexplained, {} would leave {after}: is the arithmetic given what the \
+             engine does?",
+            first.arithmetic.name, stage.arithmetic.name
+        );
+        let Stage { arithmetic, replayed, .. } = first;
+        return Ok(Settled { arithmetic, used, replayed, doubt: Some(doubt) });
+    }
+    used.why = format!(
+        "{}; {} leaves {before} of {of} tensors unexplained, {} leaves {after}",
+        used.why, first.arithmetic.name, stage.arithmetic.name
+    );
+    used.profile = stage.arithmetic.name.clone();
+    let line = |&i: &usize| format!("the engine {}; declare {}", list[i].what, list[i].declare);
+    used.taken = stage.taken.iter().map(line).collect();
+    Ok(Settled { arithmetic: stage.arithmetic, used, replayed: stage.replayed, doubt: None })
+}
+
+/// An arithmetic on the way, and which candidates it takes on.
+struct Stage {
+    arithmetic: Arithmetic,
+    replayed: Replayed,
+    taken: Vec<usize>,
+}
+
+impl Setting<'_> {
+    fn replay(&self, arithmetic: &Arithmetic) -> Result<Replayed, Error> {
+        replay(self.trace, self.model, self.alignment, self.chosen, self.steps, arithmetic, self.options)
+    }
+
+    /// The candidate that explains most of a sample of what is wrong, taken on; none where nothing does.
+    fn next(&self, stage: &Stage, list: &[Candidate]) -> Result<Option<Stage>, Error> {
+        let program = &self.model.program;
+        let sample = sample(&stage.replayed.judged, program);
+        if sample.is_empty() {
+            return Ok(None);
+        }
+        let evidence = Evidence::new(
+            self.trace,
+            self.model,
+            self.alignment.clone(),
+            self.steps.to_vec(),
+            stage.arithmetic.clone(),
+            &stage.replayed,
+        );
+        let operations: BTreeMap<(usize, usize), BTreeSet<usize>> =
+            sample.keys().map(|&place| (place, self.segment(place))).collect();
+        let mut best: Option<(usize, usize)> = None;
+        for (number, candidate) in list.iter().enumerate() {
+            if stage.taken.iter().any(|&t| list[t].group == candidate.group) {
+                continue;
+            }
+            let touched: BTreeSet<(usize, usize)> = operations
+                .iter()
+                .filter(|(_, ops)| ops.iter().any(|&op| (candidate.touches)(&program.ops[op])))
+                .map(|(&place, _)| place)
+                .collect();
+            if touched.is_empty() {
+                continue;
+            }
+            let arithmetic = (candidate.apply)(&stage.arithmetic);
+            let mut gain = 0;
+            for (place, after) in self.measure(&evidence, &arithmetic, &touched)? {
+                let Some(before) = sample.get(&place) else { continue };
+                // Explained counts for more than come nearer: where two things act, each leaves some of it.
+                gain += match after.severity() {
+                    after if after <= 1.0 => 3,
+                    after if after < 0.5 * before.severity() => 1,
+                    _ => 0,
+                };
+            }
+            if gain > 0 && best.is_none_or(|(most, _)| gain > most) {
+                best = Some((gain, number));
+            }
+        }
+        let Some((_, number)) = best else { return Ok(None) };
+        let arithmetic = (list[number].apply)(&stage.arithmetic);
+        let replayed = self.replay(&arithmetic)?;
+        let taken = stage.taken.iter().copied().chain([number]).collect();
+        Ok(Some(Stage { arithmetic, replayed, taken }))
+    }
+
+    /// The operations executed between recorded values and a place.
+    fn segment(&self, (op, step): (usize, usize)) -> BTreeSet<usize> {
+        let program = &self.model.program;
+        let mut found = BTreeSet::from([op]);
+        let mut pending = vec![op];
+        while let Some(op) = pending.pop() {
+            for input in program.ops[op].inputs.iter().map(|v| v.0) {
+                // Cached rows come from every step.
+                let recorded = self.alignment.placements[step][input].is_some();
+                if !recorded && found.insert(input) {
+                    pending.push(input);
+                } else if recorded {
+                    found.insert(input);
+                }
+            }
+        }
+        found
+    }
+
+    /// What is measured of some places in another arithmetic.
+    fn measure(
+        &self,
+        evidence: &Evidence,
+        arithmetic: &Arithmetic,
+        places: &BTreeSet<(usize, usize)>,
+    ) -> Result<Vec<((usize, usize), Measured)>, Error> {
+        let weights = Weights::held(&self.model.checkpoint, arithmetic, &self.model.program, KEPT);
+        let executor = Executor {
+            program: &self.model.program,
+            weights: &weights,
+            arithmetic: Some(arithmetic),
+            lanes: self.options.lanes,
+            progress: None,
+        };
+        let mut found = Vec::with_capacity(places.len());
+        for predicted in executor.segment(self.steps, places, evidence, &Unedited, false)? {
+            let place = (predicted.op, predicted.step);
+            if let Some(measured) = evidence.measure_in(arithmetic, predicted)? {
+                found.push((place, measured));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Bytes of dequantised weights kept while a sample is measured.
+const KEPT: usize = 64 << 20;
+
+/// Wrong tensors of as many kinds, layers and steps as there are, whose errors an arithmetic might make.
+fn sample<'j>(judged: &'j [Judged], program: &Program) -> BTreeMap<(usize, usize), &'j Measured> {
+    let mut kinds: BTreeMap<String, Vec<&Judged>> = BTreeMap::new();
+    for j in judged.iter().filter(|j| j.measured.is_wrong()) {
+        let m = &j.measured;
+        if m.choices.is_none() && m.non_finite == 0 && m.rel_l2 < LARGE {
+            kinds.entry(tap::pattern(&program.ops[j.op].tap)).or_default().push(j);
+        }
+    }
+    let mut found = BTreeMap::new();
+    let mut turn = 0;
+    while found.len() < SAMPLE {
+        let before = found.len();
+        for of in kinds.values() {
+            // From both ends: the first layer and the last, a prompt and a decoded token.
+            let at = if turn % 2 == 0 { turn / 2 } else { of.len().wrapping_sub(1 + turn / 2) };
+            if let Some(j) = of.get(at).filter(|_| found.len() < SAMPLE && turn < of.len()) {
+                found.insert((j.op, j.step), &j.measured);
+            }
+        }
+        turn += 1;
+        if found.len() == before {
+            break;
+        }
+    }
+    found
+}
+
+/// Whether what was taken on is the engine's arithmetic and not a bug explained away.
+fn explains(before: &[Judged], after: &[Judged], taken: &[&Candidate], program: &Program) -> bool {
+    let again: BTreeMap<(usize, usize), &Measured> =
+        after.iter().map(|j| ((j.op, j.step), &j.measured)).collect();
+    let pairs = before.iter().filter_map(|j| Some((j, again.get(&(j.op, j.step)).copied()?)));
+    let grown = |b: &Measured, a: &Measured| a.noise_rel_l2 > RAISED * b.noise_rel_l2;
+    let raised: Vec<(&Judged, &Measured)> =
+        pairs.filter(|(b, a)| grown(&b.measured, a) || a.severity() < 0.9 * b.measured.severity()).collect();
+    let needed = raised.iter().filter(|(b, _)| b.measured.is_wrong()).count();
+    let left = raised.iter().filter(|(_, a)| a.is_wrong()).count();
+    if needed == 0 {
+        return false;
+    }
+    let layer = |j: &Judged| tap::split(&program.ops[j.op].tap).0;
+    let spanned: BTreeSet<usize> = raised.iter().filter_map(|(b, _)| layer(b)).collect();
+    let speaks =
+        |b: &Measured, a: &Measured| b.is_wrong() || b.severity() > NEAR && a.severity() < 0.8 * b.severity();
+    let layers: BTreeSet<Option<usize>> =
+        raised.iter().filter(|(b, a)| speaks(&b.measured, a)).map(|(b, _)| layer(b)).collect();
+    let wide = layers.len() > 1 || spanned.len() <= 1;
+    // The size of errors tells where the arithmetic acts on every element.
+    let mut ratios: Vec<f64> =
+        raised.iter().filter(|(b, a)| grown(&b.measured, a)).map(|(_, a)| a.ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    let least = taken.iter().map(|candidate| candidate.least).fold(1.0, f64::min);
+    let fits = ratios.get(ratios.len() / 2).is_none_or(|&median| median > least);
+    // From end to end, what is coarse explains much that is wrong.
+    let shown = !spanned.is_empty() || taken.iter().all(|candidate| !candidate.coarse);
+    // Where at least half of what is raised needs it and half of that is explained, a bug may be there besides.
+    let most = 2 * needed >= raised.len() && 2 * left <= needed && !spanned.is_empty();
+    shown && (left == 0 && wide && fits || most)
+}

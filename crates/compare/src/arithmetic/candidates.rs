@@ -1,0 +1,330 @@
+//! What engines do beside the formats that a trace shows: each is tried where values are left unexplained.
+
+use firstdiff_checkpoint::Storage;
+use firstdiff_model::{Model, Op, OpKind};
+use firstdiff_reference::{Arithmetic, CacheFormat, Group, MatmulInputs, is_row_parallel};
+use firstdiff_tensor::Float;
+use firstdiff_trace::{ArithmeticSpec, Trace, tap};
+
+use super::Formats;
+
+/// Something that an engine may do.
+pub(super) struct Candidate {
+    /// Keys of `arithmetic` in trace.json that would declare it, as `key: value`.
+    pub declare: String,
+    /// In words: "the engine …".
+    pub what: String,
+    /// Whether it can change what an operation gives.
+    pub touches: fn(&Op) -> bool,
+    /// The arithmetic of an engine that does it as well.
+    pub apply: Box<dyn Fn(&Arithmetic) -> Arithmetic + Sync>,
+    /// Candidates of one group exclude each other.
+    pub group: &'static str,
+    /// What errors are of it: a part of what it allows. Errors far below that speak against it. 0 where it shows only
+    /// where values happen to lie unluckily.
+    pub least: f64,
+    /// Whether it explains so much that it is believed only where layers show it, not from end to end.
+    pub coarse: bool,
+}
+
+/// Most bounds are reached by a third to a half of themselves (docs/VERDICTS.md).
+const LEAST: f64 = 0.25;
+
+impl Candidate {
+    fn new(
+        group: &'static str,
+        declare: impl Into<String>,
+        what: impl Into<String>,
+        touches: fn(&Op) -> bool,
+        apply: impl Fn(&Arithmetic) -> Arithmetic + Sync + 'static,
+    ) -> Candidate {
+        let (declare, what, apply) = (declare.into(), what.into(), Box::new(apply));
+        Candidate { declare, what, touches, apply, group, least: LEAST, coarse: false }
+    }
+
+    /// Of something that shows only where values happen to lie unluckily.
+    fn here_and_there(self) -> Candidate {
+        self.at_least(0.0)
+    }
+
+    fn at_least(self, least: f64) -> Candidate {
+        Candidate { least, ..self }
+    }
+
+    fn coarse(self, coarse: bool) -> Candidate {
+        Candidate { coarse, ..self }
+    }
+}
+
+fn norm(op: &Op) -> bool {
+    matches!(op.kind, OpKind::RmsNorm(_))
+}
+
+fn product(op: &Op) -> bool {
+    matches!(op.kind, OpKind::Linear(_) | OpKind::Experts(_) | OpKind::GroupedLinear(_))
+}
+
+fn attention(op: &Op) -> bool {
+    matches!(op.kind, OpKind::AttnScores(_) | OpKind::AttnHeads(_))
+}
+
+fn product_or_attention(op: &Op) -> bool {
+    product(op) || attention(op)
+}
+
+fn cache(op: &Op) -> bool {
+    matches!(op.kind, OpKind::Cache(_))
+}
+
+fn reads_stream(op: &Op) -> bool {
+    norm(op) || matches!(op.kind, OpKind::Add(_))
+}
+
+fn any(_: &Op) -> bool {
+    true
+}
+
+/// Whether a trace declares a key of `arithmetic`: what it declares is taken at its word.
+fn declares(spec: Option<&ArithmeticSpec>, key: &str) -> bool {
+    let Some(spec) = spec else { return false };
+    match key {
+        "weights" => spec.weights.is_some(),
+        "accumulate" => spec.accumulate.is_some(),
+        "kv_cache" => spec.kv_cache.is_some(),
+        "matmul_inputs" => spec.matmul_inputs.is_some(),
+        _ => spec.other.get(key).is_some_and(|v| !v.is_null()),
+    }
+}
+
+/// What an engine whose arithmetic is `base` may do besides, what is likelier or finer first. `given`: the arithmetic
+/// was named by the user, and nothing is added to it.
+pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec<Candidate> {
+    let spec = trace.manifest.arithmetic.as_ref();
+    let open = |key: &str| !declares(spec, key);
+    let short = matches!(base.store, Float::BF16 | Float::F16);
+    let plain = base.matmul_inputs == MatmulInputs::AsStored;
+    let mut list = Vec::new();
+    if open("stored") {
+        list.extend(stored(base, trace, model));
+    }
+    if base.embed_factor.is_none() {
+        list.extend(embed_factor(base, model));
+    }
+    if short && open("residual") && base.residual == base.store {
+        list.push(
+            Candidate::new(
+                "residual",
+                "residual: f32",
+                "keeps the residual stream in f32",
+                reads_stream,
+                |a| a.clone().with_fused_residual(),
+            )
+            .here_and_there(),
+        );
+    }
+    if short && !base.norm_root_stored {
+        let what = format!("stores the root of each norm in {}", base.store.name());
+        list.push(Candidate::new("norm", "norm_root: stored", what, norm, |a| {
+            let name = format!("{}+norm-root-stored", a.name);
+            Arithmetic { name, norm_root_stored: true, ..a.clone() }
+        }));
+    }
+    if short && open("tensor_parallel") && open("split_sums") && base.tensor_parallel == 1 {
+        for ranks in [2, 4, 8] {
+            let what = format!(
+                "adds up {ranks} partial sums of row-parallel products in {} (tensor parallel)",
+                base.store.name()
+            );
+            let declare = format!("tensor_parallel: {ranks}");
+            list.push(Candidate::new("tensor_parallel", declare, what, is_row_parallel, move |a| {
+                a.clone().with_tensor_parallel(ranks)
+            }));
+        }
+    }
+    if short && open("split_sums") && base.split_sums == 1 && plain {
+        let what = format!("adds up partial sums of products in {}", base.store.name());
+        list.push(Candidate::new("split_sums", format!("split_sums: {SPLIT}"), what, product, |a| {
+            a.clone().with_split_sums(SPLIT)
+        }));
+    }
+    if open("kv_cache") {
+        list.extend(caches(base, trace, model));
+    }
+    if open("matmul_inputs") && plain {
+        list.extend(inputs(base, model));
+    }
+    if short && base.accumulate == Float::F32 && base.product_sums.is_none() && open("product_sums") {
+        let what = format!("holds the sums of products in {}", base.store.name());
+        let declare = format!("product_sums: {}", base.store.name());
+        // Kernels add in several places at once: up to 16 short sums err by a quarter of what one long one does.
+        list.push(
+            Candidate::new("product_sums", declare, what, product, |a| {
+                let name = format!("{}+sums-{}", a.name, a.store.name());
+                Arithmetic { name, product_sums: Some(a.store), ..a.clone() }
+            })
+            .at_least(0.05),
+        );
+    }
+    if open("read") && !base.reads_unrounded {
+        let what = "goes on with values before they are rounded for recording";
+        list.push(
+            Candidate::new("read", "read: unrounded", what, any, |a| {
+                let name = format!("{}+reads-unrounded", a.name);
+                Arithmetic { name, reads_unrounded: true, ..a.clone() }
+            })
+            .here_and_there(),
+        );
+    }
+    list
+}
+
+/// Parts into which libraries commonly cut long sums.
+const SPLIT: usize = 4;
+
+/// Kinds of taps whose bits lie in a shorter format than activations do.
+fn stored(base: &Arithmetic, trace: &Trace, model: &Model) -> Option<Candidate> {
+    let formats = Formats::of(trace);
+    let mut found: Vec<(String, Float)> = Vec::new();
+    for op in &model.program.ops {
+        let exact = op.kind.discrete().is_some() || op.kind.state().is_some();
+        if exact || matches!(op.kind, OpKind::Embed(_)) {
+            continue;
+        }
+        let pattern = tap::pattern(&op.tap);
+        if let Some(format) = formats.get(&pattern)
+            && format.significand_bits() < base.stored_in(op).significand_bits()
+            && found.iter().all(|(known, _)| *known != pattern)
+        {
+            found.push((pattern, format));
+        }
+    }
+    if found.is_empty() {
+        return None;
+    }
+    let list: Vec<String> = found.iter().map(|(tap, f)| format!("\"{tap}\": \"{}\"", f.name())).collect();
+    let names: Vec<String> = found.iter().map(|(tap, f)| format!("{tap} in {}", f.name())).collect();
+    let what = format!("stores {}", names.join(", "));
+    Some(Candidate::new("stored", format!("stored: {{{}}}", list.join(", ")), what, any, move |a| {
+        let name = format!("{}+stored-short", a.name);
+        let stored = found.iter().cloned().chain(a.stored.iter().cloned()).collect();
+        Arithmetic { name, stored, ..a.clone() }
+    }))
+}
+
+/// The format of the factor of embeddings, where the model has one.
+fn embed_factor(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
+    let scale = model.program.ops.iter().find_map(|op| match &op.kind {
+        OpKind::Embed(embed) if embed.scale != 1.0 => Some(embed.scale),
+        _ => None,
+    });
+    let Some(scale) = scale else { return vec![] };
+    let held = base.factor_format().round(scale);
+    [Float::BF16, Float::F16, Float::F32]
+        .into_iter()
+        .filter(|f| f.round(scale) != held)
+        .map(|format| {
+            let what = format!("holds the factor of embeddings in {}", format.name());
+            let declare = format!("embed_factor: {}", format.name());
+            Candidate::new(
+                "embed_factor",
+                declare,
+                what,
+                |op| matches!(op.kind, OpKind::Embed(_)),
+                move |a| {
+                    let name = format!("{}+embed-factor-{}", a.name, format.name());
+                    Arithmetic { name, embed_factor: Some(format), ..a.clone() }
+                },
+            )
+        })
+        .collect()
+}
+
+/// Formats of the caches, the finer ones first.
+fn caches(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec<Candidate> {
+    let recorded = |name: &str| trace.steps.iter().any(|s| s.taps().keys().any(|t| t.ends_with(name)));
+    let both = recorded("k_cache") || recorded("v_cache");
+    let finer = |f: &Float| f.significand_bits() < base.store.significand_bits();
+    let mut list: Vec<CacheFormat> =
+        [Float::F16, Float::BF16].into_iter().filter(finer).map(CacheFormat::Float).collect();
+    list.push(CacheFormat::blocks(8));
+    for group in [Group::Channels(32), Group::Channels(64), Group::Head, Group::Token] {
+        list.push(CacheFormat::Integers { bits: 8, group, scale: Float::F32 });
+    }
+    for format in [Float::E4M3, Float::E5M2] {
+        list.push(CacheFormat::Float(format));
+        list.push(CacheFormat::Scaled(format));
+    }
+    // Steps this wide would explain much else: only where the cache itself shows them.
+    if both {
+        list.push(CacheFormat::blocks(4));
+        for group in [Group::Channels(32), Group::Channels(64), Group::Head] {
+            list.push(CacheFormat::Integers { bits: 4, group, scale: Float::F32 });
+        }
+    }
+    let dim = model.program.ops.iter().find_map(|op| op.kind.state()).map_or(0, |s| s.dim);
+    let distinct = |f: &CacheFormat| match f {
+        CacheFormat::Integers { group: Group::Channels(n), scale: Float::F32, .. } => *n < dim,
+        _ => true,
+    };
+    list.into_iter()
+        .filter(|f| *f != base.k_cache && distinct(f))
+        .map(|format| {
+            let what = format!("caches keys and values in {}", format.name());
+            Candidate::new("kv_cache", format!("kv_cache: {}", format.name()), what, cache, move |a| {
+                let name = format!("{}+cache-{}", a.name, format.name().replace(' ', "-"));
+                Arithmetic { name, ..a.clone().with_cache(format) }
+            })
+            .coarse(format.unit_roundoff() > Float::BF16.unit_roundoff())
+        })
+        .collect()
+}
+
+/// What products may do to their inputs.
+fn inputs(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
+    let any_weight = |is: fn(Storage) -> bool| model.checkpoint.tensors().any(|t| is(t.storage));
+    let scaled = |format, block| MatmulInputs::Scaled { format, block };
+    let mut list = Vec::new();
+    if any_weight(|s| s.is_ggml_block()) && base.store == Float::F32 {
+        list.push(("ggml-q8", MatmulInputs::Ggml));
+    }
+    // Engines bring inputs to 8-bit floats where the weights are.
+    if any_weight(|s| s == Storage::ScaledFp8) {
+        list.push(("fp8-e4m3-128", scaled(Float::E4M3, Some(128))));
+        list.push(("fp8-e4m3", scaled(Float::E4M3, None)));
+    }
+    if base.store == Float::F32 {
+        list.push(("tf32", MatmulInputs::Short(Float::TF32)));
+        list.push(("f16", MatmulInputs::Short(Float::F16)));
+        list.push(("bf16", MatmulInputs::Short(Float::BF16)));
+    }
+    list.into_iter()
+        .map(|(name, inputs)| {
+            let what = match inputs {
+                MatmulInputs::Short(format) => {
+                    format!("computes in {}: products read {name} inputs", format.name())
+                }
+                _ => format!("brings inputs of products to {name}"),
+            };
+            let touches =
+                if matches!(inputs, MatmulInputs::Scaled { .. }) { product } else { product_or_attention };
+            Candidate::new("matmul_inputs", format!("matmul_inputs: {name}"), what, touches, move |a| {
+                match inputs {
+                    MatmulInputs::Ggml => {
+                        let ggml = Arithmetic::ggml();
+                        Arithmetic { weights: a.weights, stored: a.stored.clone(), ..ggml }
+                    }
+                    MatmulInputs::Short(Float::TF32) => Arithmetic {
+                        name: a.name.replacen("f32", "tf32", 1),
+                        matmul_inputs: inputs,
+                        ..a.clone()
+                    },
+                    _ => Arithmetic {
+                        name: format!("{}+{name}-inputs", a.name),
+                        matmul_inputs: inputs,
+                        ..a.clone()
+                    },
+                }
+            })
+        })
+        .collect()
+}

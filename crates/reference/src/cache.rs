@@ -1,0 +1,257 @@
+//! The formats that engines hold cached keys and values in.
+
+use firstdiff_tensor::{Float, Real};
+
+use crate::random::Random;
+
+/// Channels of a cached row that share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// So many neighbouring channels of a head.
+    Channels(usize),
+    /// One head of one token.
+    Head,
+    /// All heads of one token.
+    Token,
+}
+
+/// The format of cached keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheFormat {
+    /// A float format, without a scale.
+    Float(Float),
+    /// A float format times a scale that is set once: its value is not known here.
+    Scaled(Float),
+    /// Whole numbers times a scale for each group, `max|x| / (2^(bits-1) - 1)` or about that. An offset beside the
+    /// scale only makes the steps smaller.
+    Integers {
+        /// Bits of a number.
+        bits: u32,
+        /// What shares a scale.
+        group: Group,
+        /// The format of the scale.
+        scale: Float,
+    },
+}
+
+impl CacheFormat {
+    /// ggml's blocks of 32 numbers with an f16 scale: `q8_0`, or `q4_0` for 4 bits.
+    pub const fn blocks(bits: u32) -> CacheFormat {
+        CacheFormat::Integers { bits, group: Group::Channels(32), scale: Float::F16 }
+    }
+
+    /// The name in results and traces.
+    pub fn name(self) -> String {
+        match self {
+            CacheFormat::Float(format) => format.name().into(),
+            CacheFormat::Scaled(format) => format!("{} with a scale", format.name()),
+            CacheFormat::Integers { bits, group: Group::Channels(32), scale: Float::F16 } => {
+                format!("q{bits}_0")
+            }
+            CacheFormat::Integers { bits, group, .. } => {
+                let group = match group {
+                    Group::Channels(n) => format!("{n} channels"),
+                    Group::Head => "each head".into(),
+                    Group::Token => "each token".into(),
+                };
+                format!("int{bits} with a scale for {group}")
+            }
+        }
+    }
+
+    /// The float format, where elements are plain floats.
+    pub fn float(self) -> Option<Float> {
+        match self {
+            CacheFormat::Float(format) => Some(format),
+            _ => None,
+        }
+    }
+
+    /// Half of a step, relative to the largest element that shares a scale.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            CacheFormat::Float(format) | CacheFormat::Scaled(format) => format.unit_roundoff(),
+            CacheFormat::Integers { bits, .. } => 0.5 / largest_number(bits),
+        }
+    }
+
+    /// Whether all values lie in the format as they are: then caching them rounds nothing.
+    pub(crate) fn holds<T: Real>(self, values: &[T]) -> bool {
+        let held = |format: Float| {
+            values.iter().all(|x| {
+                let x = x.to_f64();
+                !x.is_finite() || format.round(x) == x
+            })
+        };
+        self.float().is_some_and(held)
+    }
+
+    /// Elements of a row of `heads` by `dim` that share a scale.
+    fn run(group: Group, (heads, dim): (usize, usize)) -> usize {
+        match group {
+            Group::Channels(n) => n.min(dim),
+            Group::Head => dim,
+            Group::Token => heads * dim,
+        }
+        .max(1)
+    }
+
+    /// Expected squared error of each element of rows `[heads, dim]`, when they are stored.
+    pub(crate) fn variance<T: Real>(self, rows: &[T], shape: (usize, usize)) -> Vec<f64> {
+        match self {
+            CacheFormat::Float(format) => rows.iter().map(|x| format.rounding_variance(x.to_f64())).collect(),
+            // Where an element lies between two neighbours depends on the scale: the mean over all places.
+            CacheFormat::Scaled(format) => {
+                let variance = |x: &T| (relative_step(format) * x.to_f64()).powi(2) / 6.0;
+                rows.iter().map(variance).collect()
+            }
+            CacheFormat::Integers { bits, group, scale } => {
+                let u = scale.unit_roundoff();
+                rows.chunks(CacheFormat::run(group, shape))
+                    .flat_map(|run| {
+                        let step = largest(run) / largest_number(bits);
+                        run.iter().map(move |x| step * step / 6.0 + u * u / 3.0 * x.to_f64().powi(2))
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// Rows as an engine might store them; rounded to nearest without `random`.
+    pub(crate) fn stored<T: Real>(self, rows: &[T], shape: (usize, usize), random: Option<Random>) -> Vec<T> {
+        let round = |format: Float, x: f64, i: usize| match random {
+            None => format.round(x),
+            Some(random) => format.round_randomly(x, random.bits(i)),
+        };
+        match self {
+            CacheFormat::Float(format) => {
+                rows.iter().enumerate().map(|(i, x)| T::from_f64(round(format, x.to_f64(), i))).collect()
+            }
+            CacheFormat::Scaled(format) => {
+                // Any scale will do that keeps clear of the ends of the format's range.
+                let scale = largest(rows) / format.max().sqrt();
+                let one = |(i, x): (usize, &T)| {
+                    let x = x.to_f64();
+                    T::from_f64(if scale == 0.0 { x } else { round(format, x / scale, i) * scale })
+                };
+                rows.iter().enumerate().map(one).collect()
+            }
+            CacheFormat::Integers { bits, group, scale } => {
+                let len = CacheFormat::run(group, shape);
+                let mut out = Vec::with_capacity(rows.len());
+                for (number, run) in rows.chunks(len).enumerate() {
+                    let first = number * len;
+                    let step = round(scale, largest(run) / largest_number(bits), first);
+                    out.extend(run.iter().enumerate().map(|(i, x)| {
+                        let x = x.to_f64();
+                        if step == 0.0 || !step.is_finite() {
+                            return T::from_f64(x);
+                        }
+                        let whole = match random {
+                            None => (x / step).round_ties_even(),
+                            Some(random) => (x / step + random.site(1).fraction(first + i)).floor(),
+                        };
+                        T::from_f64(whole * step)
+                    }));
+                }
+                out
+            }
+        }
+    }
+
+    /// How far the nearest neighbour of each element lies at most: what is farther was not rounded to nearest. Where
+    /// the scale is not known, the most that any scale makes it; infinite where nothing can be said.
+    pub fn reach<T: Real>(self, rows: &[T], shape: (usize, usize)) -> Vec<f64> {
+        match self {
+            CacheFormat::Float(format) => {
+                let of = |x: &T| {
+                    let x = x.to_f64();
+                    // Beyond the range engines saturate.
+                    if x.abs() > format.max() { f64::INFINITY } else { format.ulp(x) / 2.0 }
+                };
+                rows.iter().map(of).collect()
+            }
+            CacheFormat::Scaled(_) => vec![f64::INFINITY; rows.len()],
+            CacheFormat::Integers { bits, group, scale } => rows
+                .chunks(CacheFormat::run(group, shape))
+                .flat_map(|run| {
+                    let (most, u) = (largest(run), scale.unit_roundoff());
+                    let step = most / largest_number(bits) * (1.0 + u);
+                    run.iter().map(move |_| step / 2.0 + u * most)
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The distance between neighbours over the value, at its largest: at powers of two.
+fn relative_step(format: Float) -> f64 {
+    2.0 * format.unit_roundoff()
+}
+
+/// The largest whole number of so many bits, zero in the middle.
+fn largest_number(bits: u32) -> f64 {
+    f64::from((1u32 << (bits.clamp(2, 16) - 1)) - 1)
+}
+
+fn largest<T: Real>(run: &[T]) -> f64 {
+    run.iter().map(|x| x.to_f64().abs()).filter(|x| x.is_finite()).fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROWS: [f64; 8] = [1.0, -0.37, 0.02, 0.5, 12.0, -3.3, 7.7, 0.0];
+
+    #[test]
+    fn what_is_rounded_to_nearest_stays_within_reach_and_what_is_cut_off_does_not() {
+        for format in [
+            CacheFormat::Float(Float::E4M3),
+            CacheFormat::Float(Float::BF16),
+            CacheFormat::blocks(8),
+            CacheFormat::Integers { bits: 8, group: Group::Head, scale: Float::F32 },
+        ] {
+            let stored = format.stored(&ROWS, (1, 4), None);
+            let reach = format.reach(&ROWS, (1, 4));
+            let farther = |stored: &[f64]| {
+                let errors = stored.iter().zip(ROWS).map(|(s, x)| (s - x).abs());
+                errors.zip(&reach).filter(|(e, r)| *e > **r * (1.0 + 1e-9)).count()
+            };
+            assert_eq!(farther(&stored), 0, "{format:?}");
+            let towards_zero: Vec<f64> = stored
+                .iter()
+                .zip(ROWS)
+                .zip(&reach)
+                .map(|((s, x), r)| if s.abs() > x.abs() { s - (2.0 * r).copysign(*s) } else { *s })
+                .collect();
+            assert!(farther(&towards_zero) > 0, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn the_variance_is_that_of_rounding_at_random() {
+        for format in
+            [CacheFormat::Float(Float::E4M3), CacheFormat::Scaled(Float::E4M3), CacheFormat::blocks(8)]
+        {
+            let rows: Vec<f64> = (0..64).map(|i| (f64::from(i) * 0.7).sin() * 3.0).collect();
+            let expected: f64 = format.variance(&rows, (1, 64)).iter().sum();
+            let runs = 200;
+            let mut found = 0.0;
+            for run in 0..runs {
+                let stored = format.stored(&rows, (1, 64), Some(Random::new(run, 1, 2)));
+                found += stored.iter().zip(&rows).map(|(s, x)| (s - x) * (s - x)).sum::<f64>();
+            }
+            let ratio = found / runs as f64 / expected;
+            // The scale decides how much of the mean over all places there is.
+            assert!((0.4..1.4).contains(&ratio), "{format:?}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn only_floats_without_a_scale_hold_values_as_they_are() {
+        assert!(CacheFormat::Float(Float::BF16).holds(&[1.5, f64::NAN]));
+        assert!(!CacheFormat::Float(Float::BF16).holds(&[1.0 + 1e-4]));
+        assert!(!CacheFormat::blocks(8).holds(&[1.0]));
+    }
+}
