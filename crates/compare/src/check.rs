@@ -155,18 +155,18 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let alignment = Alignment::new(trace, &model.program)?;
     let chosen = parts::choose(model, &alignment, options.layers.as_deref())?;
     let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
-    let (arithmetic, used) = match &options.arithmetic {
+    let possible = match &options.arithmetic {
         Some(given) => {
             let why = "given on the command line".to_string();
             let profile = given.name.clone();
-            (given.clone(), ArithmeticUse { profile, declared: true, why, taken: vec![] })
+            vec![(given.clone(), ArithmeticUse { profile, declared: true, why, taken: vec![] })]
         }
-        None => arithmetic::resolve(trace)?,
+        None => arithmetic::possible(trace)?,
     };
     let suspicions = suspicions(model, &chosen)?;
     let setting = Setting { trace, model, alignment: &alignment, chosen: &chosen, steps: &steps, options };
     let Settled { arithmetic, used, replayed, doubt } =
-        arithmetic::settle(setting, arithmetic, used, options.arithmetic.is_some())?;
+        arithmetic::settle(setting, possible, options.arithmetic.is_some())?;
 
     let findings = findings(&replayed.judged, &model.program, trace, &alignment);
     let coverage = coverage(trace, model, &alignment, &chosen, &replayed.judged);

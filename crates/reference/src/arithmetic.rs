@@ -67,6 +67,8 @@ pub struct Arithmetic {
     pub v_cache: CacheFormat,
     /// Results whose last rounding is to another format than `store`, by tap pattern (`layers.*.q_rope`).
     pub stored: Vec<(String, Float)>,
+    /// Results that are cut off instead of rounded when they are stored, by tap pattern.
+    pub truncated: Vec<String>,
     /// Recorded tensors are roundings of what the next operation read (fusing compilers).
     pub reads_unrounded: bool,
     /// Norms store their root, or its reciprocal, in `store` before they divide by it.
@@ -97,6 +99,7 @@ impl Arithmetic {
             k_cache: CacheFormat::Float(format),
             v_cache: CacheFormat::Float(format),
             stored: vec![],
+            truncated: vec![],
             reads_unrounded: false,
             norm_root_stored: false,
             embed_factor: None,
@@ -169,21 +172,30 @@ impl Arithmetic {
 
     /// The format of the last rounding of an operation's result.
     pub fn stored_in(&self, op: &Op) -> Float {
-        let own = || {
-            let pattern = tap::pattern(&op.tap);
-            self.stored.iter().find(|(glob, _)| tap::matches(glob, &pattern) || tap::matches(glob, &op.tap))
-        };
-        match own() {
+        match self.stored.iter().find(|(glob, _)| is_of(op, glob)) {
             Some(&(_, format)) => format,
             None if op.kind.wide() => self.accumulate,
             None => self.store,
         }
     }
 
+    /// Whether an operation's result is cut off when it is stored.
+    pub(crate) fn truncates(&self, op: &Op) -> bool {
+        self.truncated.iter().any(|glob| is_of(op, glob))
+    }
+
+    /// Whether an operation is computed in a shorter format than the others: then it reads what it stores.
+    pub(crate) fn is_shorter(&self, op: &Op) -> bool {
+        self.stored_in(op).significand_bits() < self.store.significand_bits()
+    }
+
     /// The arithmetic inside one operation.
     pub(crate) fn within(&self, op: &Op) -> Cow<'_, Arithmetic> {
         if op.wide {
             return Cow::Owned(self.widened());
+        }
+        if self.is_shorter(op) {
+            return Cow::Owned(Arithmetic { store: self.stored_in(op), ..self.clone() });
         }
         if self.tensor_parallel > 1 && is_row_parallel(op) {
             let split_sums = self.split_sums.max(self.tensor_parallel);
@@ -305,6 +317,11 @@ impl Arithmetic {
             _ => None,
         }
     }
+}
+
+/// Whether a glob over taps or their patterns is of this operation.
+fn is_of(op: &Op, glob: &str) -> bool {
+    tap::matches(glob, &op.tap) || tap::matches(glob, &tap::pattern(&op.tap))
 }
 
 /// Whether tensor parallelism adds up the operation's result over ranks.

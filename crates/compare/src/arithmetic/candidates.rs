@@ -25,6 +25,8 @@ pub(super) struct Candidate {
     pub least: f64,
     /// Whether it explains so much that it is believed only where layers show it, not from end to end.
     pub coarse: bool,
+    /// Whether all errors that it makes point towards zero.
+    pub cuts_off: bool,
 }
 
 /// Most bounds are reached by a third to a half of themselves (docs/VERDICTS.md).
@@ -39,7 +41,7 @@ impl Candidate {
         apply: impl Fn(&Arithmetic) -> Arithmetic + Sync + 'static,
     ) -> Candidate {
         let (declare, what, apply) = (declare.into(), what.into(), Box::new(apply));
-        Candidate { declare, what, touches, apply, group, least: LEAST, coarse: false }
+        Candidate { declare, what, touches, apply, group, least: LEAST, coarse: false, cuts_off: false }
     }
 
     /// Of something that shows only where values happen to lie unluckily.
@@ -49,6 +51,10 @@ impl Candidate {
 
     fn at_least(self, least: f64) -> Candidate {
         Candidate { least, ..self }
+    }
+
+    fn cutting_off(self) -> Candidate {
+        Candidate { cuts_off: true, ..self }
     }
 
     fn coarse(self, coarse: bool) -> Candidate {
@@ -165,6 +171,19 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
             .at_least(0.05),
         );
     }
+    if short && open("truncated") && base.truncated.is_empty() {
+        let what = format!("cuts rotated queries and keys and attention's sums off to {}", base.store.name());
+        let list_of = |a: &[&str]| a.iter().map(|t| format!("layers.*.{t}")).collect::<Vec<_>>();
+        let taps = list_of(&CUT_OFF);
+        let declare = format!("truncated: [\"{}\"]", taps.join("\", \""));
+        list.push(
+            Candidate::new("truncated", declare, what, rotation_or_sum, move |a| {
+                let name = format!("{}+truncated", a.name);
+                Arithmetic { name, truncated: taps.clone(), ..a.clone() }
+            })
+            .cutting_off(),
+        );
+    }
     if open("read") && !base.reads_unrounded {
         let what = "goes on with values before they are rounded for recording";
         list.push(
@@ -176,6 +195,13 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
         );
     }
     list
+}
+
+/// What kernels without instructions for a 16-bit format cut off to it.
+const CUT_OFF: [&str; 3] = ["q_rope", "k_rope", "attn_heads"];
+
+fn rotation_or_sum(op: &Op) -> bool {
+    matches!(op.kind, OpKind::Rope(_) | OpKind::AttnHeads(_))
 }
 
 /// Parts into which libraries commonly cut long sums.

@@ -63,28 +63,47 @@ impl Formats {
         self.0.get(pattern).copied()
     }
 
-    /// The format of activations, and why: that of most kinds of products, norms and activation functions; where none
-    /// was recorded, of what lies between them. Scores, probabilities, routers' scores and logits are held in a longer
-    /// format by many engines and say something only where nothing else was recorded.
-    pub fn activations(&self) -> (Float, String) {
-        for class in CLASSES {
+    /// Formats that activations may have, the likeliest first: that of most kinds of products, norms and activation
+    /// functions; where none was recorded, of what lies between them. Scores, probabilities, routers' scores and logits
+    /// are held in a longer format by many engines and say something only where nothing else was recorded: then all
+    /// else may be held in any shorter format.
+    pub fn activations(&self) -> Vec<Float> {
+        for (number, class) in CLASSES.iter().enumerate() {
             let votes: Vec<Float> = self
                 .0
                 .iter()
                 .filter(|(pattern, _)| class(tap::split(pattern).1.rsplit('.').next().unwrap_or_default()))
                 .map(|(_, format)| *format)
                 .collect();
-            let count = |format: &Float| votes.iter().filter(|f| *f == format).count();
+            let count = |format: Float| votes.iter().filter(|f| **f == format).count();
+            let mut formats: Vec<Float> = FLOATS.into_iter().filter(|f| count(*f) > 0).collect();
             // Of as many, the shorter one: an operation that stores a longer format errs less than it might.
-            let most = FLOATS.into_iter().rev().max_by_key(count).filter(|f| count(f) > 0);
-            if let Some(format) = most {
-                let all = self.0.values().all(|f| *f == format);
-                let what = if all { "every recorded value" } else { "most kinds of recorded activations" };
-                let why = format!("not declared; {} is the shortest format that holds {what}", format.name());
-                return (format, why);
+            formats.sort_by_key(|f| std::cmp::Reverse(count(*f)));
+            if formats.is_empty() {
+                continue;
             }
+            if number + 1 == CLASSES.len() && formats == [Float::F32] {
+                formats.extend([Float::BF16, Float::F16]);
+            }
+            return formats;
         }
-        (Float::F32, "not declared, and no values to tell it from".into())
+        vec![Float::F32]
+    }
+
+    /// Whether every kind of tap is held in this format.
+    pub fn are_all(&self, format: Float) -> bool {
+        self.0.values().all(|f| *f == format)
+    }
+
+    /// Whether something was recorded that tells the format of activations, and not only what many engines hold in a
+    /// longer one.
+    pub fn tell(&self) -> bool {
+        let surer = &CLASSES[..CLASSES.len() - 1];
+        let tells = |pattern: &String| {
+            let name = tap::split(pattern).1;
+            surer.iter().any(|class| class(name.rsplit('.').next().unwrap_or_default()))
+        };
+        self.0.keys().any(tells)
     }
 }
 
@@ -93,10 +112,10 @@ const CLASSES: [fn(&str) -> bool; 4] = [
     |tap| {
         let product = tap.ends_with("_proj") || tap.ends_with("_out");
         let held_longer = tap.starts_with("hc_") || tap.starts_with("index_");
-        (product || tap.ends_with("_norm") || tap.ends_with("_act")) && !held_longer
+        (product || tap.ends_with("_norm") && tap != "final_norm" || tap.ends_with("_act")) && !held_longer
     },
     |tap| tap.ends_with("_rope") || tap == "attn_heads",
-    |tap| tap == "attn_resid" || tap == "out",
+    |tap| tap == "attn_resid" || tap == "out" || tap == "final_norm",
     |tap| !tap.ends_with("_cache"),
 ];
 

@@ -87,6 +87,7 @@ pub(crate) fn compare(
         scale_sigmas: 0.0,
         non_finite: 0,
         farther: 0,
+        towards_zero: 0.0,
         parts: vec![part],
         choices: Some(counts),
     };

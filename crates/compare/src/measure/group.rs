@@ -24,6 +24,8 @@ pub(super) struct Group {
     pub max_abs: f64,
     /// Elements that are not finite where the exact value is.
     pub non_finite: usize,
+    /// Elements that err, and those among them that err towards zero.
+    pub erring: [usize; 2],
     /// Error times direction: what a common factor is fitted with.
     pub along: Functional,
     /// The error, and the variance of its sum.
@@ -109,6 +111,7 @@ impl Group {
         self.dot += other.dot;
         self.max_abs = self.max_abs.max(other.max_abs);
         self.non_finite += other.non_finite;
+        self.erring.iter_mut().zip(other.erring).for_each(|(a, b)| *a += b);
         self.along.merge(&other.along);
         self.offset.merge(&other.offset);
     }

@@ -64,6 +64,8 @@ pub struct Measured {
     pub non_finite: usize,
     /// Elements of a cache that are not the nearest neighbour, in its format, of what was written into it.
     pub farther: usize,
+    /// The share of errors that point towards zero.
+    pub towards_zero: f64,
     /// The parts along each axis.
     pub parts: Vec<Part>,
     /// For a choice, how it differs; `ratio` is then how far the reference prefers its own, 2 being five
@@ -101,6 +103,7 @@ impl Measured {
             scale_sigmas: sigmas,
             non_finite: whole.non_finite,
             farther: 0,
+            towards_zero: whole.erring[1] as f64 / whole.erring[0].max(1) as f64,
             parts,
             choices: None,
         }

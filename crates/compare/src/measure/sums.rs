@@ -112,6 +112,11 @@ impl<'a> Value<'a> {
             g.along.unit += y * d;
             along += v * d * d;
             g.max_abs = g.max_abs.max(e.abs());
+            // Errors that are no more than the reference's own rounding have no direction.
+            if e.abs() > 1e-3 * v.sqrt() {
+                g.erring[0] += 1;
+                g.erring[1] += usize::from(e * y < 0.0);
+            }
         }
         if !self.fresh[row] {
             (g.along.sum, g.along.unit) = (0.0, 0.0);

@@ -46,6 +46,7 @@ pub(super) fn compute<T: Real>(
     (plain, edited): (&[Tensor<T>], &[Option<Tensor<T>>]),
     recorded: &[bool],
 ) -> Result<Vec<Spread<T>>, Error> {
+    let (shorter, truncates) = (arithmetic.is_shorter(op), arithmetic.truncates(op));
     let within = arithmetic.within(op);
     let arithmetic = within.as_ref();
     let sums = match &op.kind {
@@ -60,7 +61,7 @@ pub(super) fn compute<T: Real>(
         OpKind::Linear(linear) => linear_lanes(executor, linear, inputs)?,
         OpKind::Experts(experts) => expert_lanes(executor, arithmetic, index, experts, inputs, recorded)?,
         _ => (0..inputs.len())
-            .map(|s| pointwise_lanes(executor, arithmetic, index, op, &inputs[s], s, recorded[s]))
+            .map(|s| pointwise_lanes(executor, (arithmetic, shorter), index, op, &inputs[s], s, recorded[s]))
             .collect::<Result<_, _>>()?,
     };
     let sums: Vec<Option<Vec<f64>>> = sums
@@ -83,12 +84,22 @@ pub(super) fn compute<T: Real>(
     let lanes: Vec<Vec<Tensor<T>>> = lanes
         .zip(&exact)
         .zip(recorded)
-        .map(|((lanes, exact), &recorded)| leaning(executor, arithmetic, op, lanes, exact, recorded))
+        .map(|((lanes, exact), &recorded)| {
+            leaning(executor, (arithmetic, truncates), op, lanes, exact, recorded)
+        })
         .collect();
     let store = arithmetic.stored_in(op);
     let repeats = repeats(op, arithmetic);
     let table = is_table(op, arithmetic);
-    let parts = sums.into_iter().zip(lanes).zip(&exact).enumerate();
+    let sums = sums.into_iter().zip(&exact).map(|(sums, exact)| match truncates {
+        false => sums,
+        // Up to a whole last place: a third of its square on average.
+        true => {
+            let cut = |y: &T| store.ulp(y.to_f64()).powi(2) / 3.0;
+            added(sums, Some(exact.data().iter().map(cut).collect()))
+        }
+    });
+    let parts = sums.zip(lanes).zip(&exact).enumerate();
     let mut spreads: Vec<Spread<T>> = parts
         .map(|(s, ((sums, lanes), exact))| {
             if recorded[s] {
@@ -204,7 +215,7 @@ fn repeats(op: &Op, a: &Arithmetic) -> Repeats {
 /// two roundoffs of itself. And the constant by which scores are scaled is itself rounded.
 fn leaning<T: Real>(
     executor: &Executor,
-    a: &Arithmetic,
+    (a, truncates): (&Arithmetic, bool),
     op: &Op,
     lanes: Vec<Tensor<T>>,
     exact: &Tensor<T>,
@@ -217,14 +228,17 @@ fn leaning<T: Real>(
         OpKind::AttnScores(s) if s.scale.log2().fract() != 0.0 => a.accumulate.unit_roundoff(),
         _ => 0.0,
     };
-    if !product || cut_off + constant == 0.0 {
+    // A result that is cut off is too small by half of its last place on average.
+    let stored = if truncates { 2.0 * a.stored_in(op).unit_roundoff() } else { 0.0 };
+    let factor = if product { cut_off + constant + stored } else { stored };
+    if factor == 0.0 {
         return lanes;
     }
     let count = if recorded { executor.lanes.min(MEASURING) } else { executor.lanes };
     (0..count)
         .map(|lane| {
             let sign = if lane % 2 == 0 { -1.0 } else { 1.0 };
-            let factor = T::from_f64(1.0 + sign * (cut_off + constant));
+            let factor = T::from_f64(1.0 + sign * factor);
             let value = lanes.get(lane).unwrap_or(exact);
             let mut scaled = Tensor::zeros(value.shape());
             let pairs = scaled.data_mut().par_iter_mut().zip(value.data()).with_min_len(APIECE);
@@ -416,7 +430,7 @@ const MANY: usize = 33;
 /// rounds, lane 0 alone.
 fn pointwise_lanes<T: Real>(
     executor: &Executor,
-    a: &Arithmetic,
+    (a, shorter): (&Arithmetic, bool),
     index: usize,
     op: &Op,
     inputs: &Inputs<T>,
@@ -424,7 +438,7 @@ fn pointwise_lanes<T: Real>(
     recorded: bool,
 ) -> Result<Vec<Tensor<T>>, Error> {
     let rounds_inside = rounds_inside(&op.kind);
-    let differ = inputs.values.iter().any(|v| !v.lanes.is_empty());
+    let differ = shorter || inputs.values.iter().any(|v| !v.lanes.is_empty());
     let in_order = matches!(op.kind, OpKind::AttnHeads(_));
     if matches!(op.kind, OpKind::Embed(_)) || !rounds_inside && !differ && !in_order {
         return Ok(vec![]);
@@ -441,8 +455,18 @@ fn pointwise_lanes<T: Real>(
     (0..lanes)
         .into_par_iter()
         .map(|lane| {
-            let values: Vec<&Tensor<T>> =
-                inputs.values.iter().map(|v| v.lanes.get(lane).unwrap_or(&v.exact).as_ref()).collect();
+            let value = |v: &Flight<T>| v.lanes.get(lane).unwrap_or(&v.exact).clone();
+            let read: Vec<Arc<Tensor<T>>> = match shorter {
+                false => inputs.values.iter().map(value).collect(),
+                // What is computed in a shorter format is read in it.
+                true => (inputs.values.iter().enumerate())
+                    .map(|(n, v)| {
+                        let random = Random::new(lane, index, step).site(94 + n as u64);
+                        Arc::new(stored(&value(v), None, a.store, random, lane))
+                    })
+                    .collect(),
+            };
+            let values: Vec<&Tensor<T>> = read.iter().map(Arc::as_ref).collect();
             let rounding = Rounding::lane(a, Random::new(lane, index, step), lane, index);
             exact::pointwise(op, &values, inputs, executor.weights, rounding)
         })
