@@ -7,6 +7,7 @@ mod bench_verdicts;
 mod cases;
 mod demo;
 mod docs;
+mod engines;
 mod models;
 mod python;
 mod stories;
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Bench),
     /// Write the cases again: a small trace for each hypothesis, from the torch engine
     Cases(cases::Cases),
+    /// Run real engines on tiny models and check their traces with nothing declared
+    Engines(engines::Engines),
     /// Write docs/STORIES.md again: engines with the bugs of real stories, and what is said of them
     Stories,
     /// Write the generated pages of docs/ again
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(c) => test::run(&c),
         Command::Bench(c) => bench::run(&c),
         Command::Cases(c) => cases::run(&c),
+        Command::Engines(c) => engines::run(&c),
         Command::Stories => stories::run(),
         Command::Docs => docs::run(),
         Command::Demo => demo::run(),

@@ -1,0 +1,54 @@
+"""Where an engine's runs go: for each one a folder with `model`, `trace` and, where known, `declared.json`.
+
+Each `record_ENGINE.py` is called as `record_ENGINE.py OUT [--match TEXT]` and prints `run NAME` for each.
+
+`declared.json` is the `arithmetic` that a recorder of this engine would write. The trace itself declares nothing, so
+that `firstdiff check` has to find out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Mapping, Optional
+
+from firstdiff.trace import Writer
+
+
+class Run:
+    """One run of an engine: a model, a trace, and what the engine does arithmetically."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.folder = out / name
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        self.model = self.folder / "model"
+        self.trace = self.folder / "trace"
+
+    def writer(self, engine: str, version: str, **metadata: Any) -> Writer:
+        """A trace without `arithmetic`."""
+        return Writer(self.trace, producer={"name": engine, "version": version}, **metadata)
+
+    def declare(self, arithmetic: Optional[Mapping[str, Any]]) -> None:
+        """What the engine does, for a second check of the same trace."""
+        if arithmetic:
+            (self.folder / "declared.json").write_text(json.dumps(dict(arithmetic), indent=1) + "\n")
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    """What every script takes."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for the runs")
+    parser.add_argument("--match", default="", help="only runs whose name contains this")
+    return parser
+
+
+def run_all(runs: Mapping[str, Mapping[str, Any]], match: str, run: Callable[..., None]) -> None:
+    """`run(name, **settings)` for those that match."""
+    for name, settings in runs.items():
+        if match in name:
+            run(name, **settings)
+            print("run", name, flush=True)
