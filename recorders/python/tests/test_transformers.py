@@ -41,7 +41,7 @@ def test_every_tap_of_prefill_chunk_and_decode_equals_the_value_by_hand(tmp_path
     for step, logits in zip(trace, plain):
         assert taps_of(step) == expected_taps(model, attention == "eager")
         assert torch.equal(step["logits"], logits[0])
-        assert "sampled" not in step and "sequence" not in step
+        assert "sampled" not in step and step["sequence"].tolist() == [0] * len(step["token_ids"])
         replay.check(step)
     name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
     assert trace.json["complete"] is True
@@ -105,8 +105,8 @@ def test_each_call_without_past_is_a_sequence_of_its_own(tmp_path, read_trace):
         model(torch.tensor([[5]]), **cached(model, cache))
         model(torch.tensor([[6]]), **cached(model, other))
         model(PROMPT[:, :2], use_cache=False)
-    sequences = [step["sequence"].tolist() if "sequence" in step else None for step in read_trace(tmp_path / "t")]
-    assert sequences == [None, [1, 1], None, [1], [2, 2]]
+    sequences = [step["sequence"].tolist() for step in read_trace(tmp_path / "t")]
+    assert sequences == [[0] * 7, [1, 1], [0], [1], [2, 2]]
     assert [step["positions"].tolist()[-1] for step in read_trace(tmp_path / "t")] == [6, 1, 7, 2, 1]
 
 

@@ -57,22 +57,26 @@ def _ids(value: Any) -> set[int]:
 
 
 class Turn:
-    """One thread at a time: whose call of the model, or of `generate`, is running."""
+    """Whose call of the model, or of `generate`, is running: one thread at a time, and one for good where two meet."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: Optional[int] = None
         self._holds: list[str] = []
+        self._met = False
 
     def take(self, what: str) -> bool:
-        """False while another thread's call is running. One call of the model does not contain another."""
+        """False where another thread's call is running, or was when this one's first began."""
         me = threading.get_ident()
         with self._lock:
             if self._owner != me:
-                if self._holds and any(thread.ident == self._owner for thread in threading.enumerate()):
+                running = self._holds and any(thread.ident == self._owner for thread in threading.enumerate())
+                if self._met or running:
+                    self._met = True
                     return False
                 self._owner, self._holds = me, []
-            if self._holds[-1:] != [what]:  # else what was interrupted before has never ended
+            # one call of the model does not contain another: that of before was interrupted
+            if self._holds[-1:] != [what] or what != "forward":
                 self._holds.append(what)
             return True
 

@@ -79,15 +79,19 @@ class Session:
         reason = str(why) if isinstance(why, (str, Refused)) else f"{type(why).__name__}: {why}"
         steps = self.writer.steps if self.writer else 0
         kept = f"firstdiff stopped recording after {steps} steps" if steps else "firstdiff recorded nothing, and leaves no trace"
-        message = f"{kept}; the engine goes on. Reason: {reason}"
-        try:
-            warnings.warn(message, RecorderWarning, stacklevel=2)
-        except RecorderWarning:
-            pass  # warnings turned into errors must not break the engine either
+        _warn(f"{kept}; the engine goes on. Reason: {reason}")
 
     def note(self, text: str) -> None:
         """Remembers, once, something the trace leaves out and why; it goes into trace.json."""
         self._notes.setdefault(text)
+
+    def warn_and_note(self, text: str) -> None:
+        """The same, and says so now, once."""
+        with self._failing:
+            said = text in self._notes or not self.alive
+            self._notes.setdefault(text)
+        if not said:
+            _warn(f"firstdiff: {text}")
 
     def write(self, step: Step, taps: Mapping[str, Array]) -> None:
         assert self.writer is not None
@@ -113,3 +117,10 @@ class Session:
             self.writer.close(complete=complete)
         except Exception as error:
             self.fail(error)
+
+
+def _warn(message: str) -> None:
+    try:
+        warnings.warn(message, RecorderWarning, stacklevel=3)
+    except RecorderWarning:
+        pass  # warnings turned into errors must not break the engine either

@@ -10,9 +10,9 @@ Only what the model holds is recorded: sdpa shows no scores and no probabilities
 recording on. A failure of the recorder is warned about once and ends the recording, never the model's run.
 
 A trace must say of each token which sequence it belongs to and what came before it. Where that cannot be known, one
-warning says why and the recording ends: a key/value cache that was filled before or elsewhere, beam search, calls from
-two threads at once, compiled models, layers left out, quantised caches. Caches that are copied, cut back or reused,
-rows that change places, prompts in chunks, and speculation with rejected tokens are followed.
+warning says why and the recording ends: a key/value cache that was filled before or elsewhere, beam search, compiled
+models, layers left out, quantised caches. Of two threads that call the model at once, the first is recorded. Caches that
+are copied, cut back or reused, rows that change places, prompts in chunks, and rejected drafts are followed.
 
 Tested with transformers 5.0.0, and with the newest release; the names that changed in between are in `_cache`.
 """
@@ -46,6 +46,7 @@ _NO_STEP = (
     "no call of the model was seen: it was not called inside the block, or only through a copy that torch.compile had made "
     "before, which runs no hooks"
 )
+_TWO_THREADS = "two threads called the model at the same time: only the calls of the first one are recorded"
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
 
 
@@ -247,7 +248,7 @@ class Recorder:
         if not self.session.alive:
             return
         if not self._turn.take("forward"):
-            self.session.fail("two threads called the model at the same time; record one of them")
+            self.session.warn_and_note(_TWO_THREADS)
             return
         self._unwatch_cache()
         self._running = self.session.guard(lambda: self._start(by_name(module, args, kwargs)))
@@ -433,7 +434,7 @@ class Recorder:
             if not self.session.alive:
                 return original(*args, **kwargs)
             if not self._turn.take("generate"):
-                self.session.fail("two threads called generate at the same time; record one of them")
+                self.session.warn_and_note(_TWO_THREADS)
                 return original(*args, **kwargs)
             before, self._generation = self._generation, self.session.guard(lambda: Generation(model, args, kwargs))
             self.session.guard(lambda: self.session.writer.update(sampling=sampling(model, args, kwargs)))
@@ -468,7 +469,7 @@ class Recorder:
         if not token_ids:
             return  # a chunk of a prompt that is all padding
         sampled = call.sampled if call.sampled and max(call.sampled) >= 0 else None
-        step = Step(token_ids, positions, sequence if any(sequence) else None, sampled)
+        step = Step(token_ids, positions, sequence, sampled)
         self.session.write(step, {tap: _array(value) for tap, value in call.taps.items()})
         for tap, value in call.taps.items():
             if value.is_floating_point():
