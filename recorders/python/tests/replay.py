@@ -1,5 +1,6 @@
 """Computes every tap of a transformers step from the taps before it, with the model's own submodules called by hand."""
 
+import inspect
 import sys
 
 import torch
@@ -97,6 +98,16 @@ class Replay:
         assert torch.equal(held, value), f"{tap}: differs from the value by hand by {(held - value).abs().max()}"
 
 
+def cached(model, cache):
+    """The keyword by which this transformers takes a cache: it was renamed in 5.24."""
+    names = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
+
+
+def cache_of(output):
+    return output["cache" if "cache" in output.keys() else "past_key_values"]
+
+
 def make(family, attention="eager", dtype=torch.float32, **more):
     import transformers
 
@@ -128,4 +139,5 @@ def state_of(model):
     hooks = [(name, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._forward_hooks_always_called))
              for name, m in model.named_modules()]
     return (model.config._attn_implementation, hooks, dict(ALL_ATTENTION_FUNCTIONS._local_mapping),
-            dict(type(ALL_ATTENTION_FUNCTIONS)._global_mapping), "generate" in vars(model))
+            dict(type(ALL_ATTENTION_FUNCTIONS)._global_mapping), "generate" in vars(model),
+            sys.modules[type(model).__module__].eager_attention_forward)

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from replay import Replay, expected_taps, make, state_of
+from replay import Replay, cache_of, cached, expected_taps, make, state_of
 from transformers import DynamicCache, StaticCache
 
 from firstdiff.transformers import record
 
 FAMILIES = ["llama", "qwen2", "qwen3"]
-RESERVED = {"token_ids", "positions", "sequence", "sampled"}
+RESERVED = {"token_ids", "positions", "sequence", "sampled", "logits_rows", "key_sequence", "key_position"}
 PROMPT = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 
 
@@ -24,7 +24,7 @@ def test_every_tap_of_prefill_chunk_and_decode_equals_the_value_by_hand(tmp_path
         logits, cache = [], DynamicCache(config=model.config)
         with torch.no_grad():
             for chunk in (PROMPT[:, :3], PROMPT[:, 3:], torch.tensor([[7]]), torch.tensor([[11]])):
-                logits.append(model(chunk, past_key_values=cache, use_cache=True).logits)
+                logits.append(model(chunk, **cached(model, cache), use_cache=True).logits)
         return logits
 
     plain = drive()
@@ -88,8 +88,8 @@ def test_a_static_cache_given_by_hand_is_cut_to_the_visible_keys(tmp_path, read_
     model = make("qwen3")
     with record(model, tmp_path / "t"), torch.no_grad():
         cache = StaticCache(config=model.config, max_cache_len=24)
-        model(PROMPT, past_key_values=cache)
-        model(torch.tensor([[8]]), past_key_values=cache)
+        model(PROMPT, **cached(model, cache))
+        model(torch.tensor([[8]]), **cached(model, cache))
     trace, replay = read_trace(tmp_path / "t"), Replay(model, 24)
     for step in trace:
         replay.check(step)
@@ -100,10 +100,10 @@ def test_a_static_cache_given_by_hand_is_cut_to_the_visible_keys(tmp_path, read_
 def test_each_call_without_past_is_a_sequence_of_its_own(tmp_path, read_trace):
     model = make("llama")
     with record(model, tmp_path / "t"), torch.no_grad():
-        cache = model(PROMPT).past_key_values
-        other = model(PROMPT[:, :2]).past_key_values
-        model(torch.tensor([[5]]), past_key_values=cache)
-        model(torch.tensor([[6]]), past_key_values=other)
+        cache = cache_of(model(PROMPT))
+        other = cache_of(model(PROMPT[:, :2]))
+        model(torch.tensor([[5]]), **cached(model, cache))
+        model(torch.tensor([[6]]), **cached(model, other))
         model(PROMPT[:, :2], use_cache=False)
     sequences = [step["sequence"].tolist() if "sequence" in step else None for step in read_trace(tmp_path / "t")]
     assert sequences == [None, [1, 1], None, [1], [2, 2]]
@@ -129,7 +129,7 @@ def test_a_left_padded_batch_becomes_rows_without_padding(tmp_path, read_trace, 
     assert first["sequence"].tolist() == [0, 0, 1, 1, 1, 1, 1]
     assert second["token_ids"].tolist() == plain[:, 5].tolist()
     assert second["positions"].tolist() == [2, 5] and second["sequence"].tolist() == [0, 1]
-    left_out = {"k_cache", "v_cache", "attn_scores", "attn_probs"}
+    left_out = {"attn_scores", "attn_probs"}
     for step in trace:
         assert not any(tap.rsplit(".", 1)[-1] in left_out for tap in step)
         # operations on single rows are exact whatever the batch, and show that rows were not mixed up
@@ -144,8 +144,19 @@ def test_a_left_padded_batch_becomes_rows_without_padding(tmp_path, read_trace, 
             assert ((step[at + "mlp_act"] - act).abs() <= 4 * torch.finfo().eps * act.abs()).all()
             assert torch.equal(step[at + "out"], step[at + "attn_resid"] + step[at + "mlp_out"])
             assert step[at + "q_rope"].shape == step[at + "attn_heads"].shape == (len(step["token_ids"]), 4, 12)
-    assert second["logits"].shape == (2, 80)
-    assert any("batch" in note for note in trace.json["notes"])
+    # of each sequence its own keys, one sequence after the other
+    assert first["key_sequence"].tolist() == first["sequence"].tolist()
+    assert first["key_position"].tolist() == first["positions"].tolist()
+    assert second["key_sequence"].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert second["key_position"].tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+    keys = torch.cat([first["layers.1.k_rope"][:2], second["layers.1.k_rope"][:1],
+                      first["layers.1.k_rope"][2:], second["layers.1.k_rope"][1:]])
+    assert torch.equal(second["layers.1.k_cache"], keys)
+    # the logits are those of each sequence's last row, and so are the chosen tokens
+    assert first["logits"].shape == second["logits"].shape == (2, 80)
+    assert first["logits_rows"].tolist() == [1, 6] and "logits_rows" not in second
+    assert [step["sampled"].tolist() for step in trace] == plain[:, 5:].T.tolist()
+    assert ("notes" in trace.json) == (attention == "eager")  # scores and probabilities are left out
 
 
 def test_padding_of_a_single_sequence_is_dropped_from_rows_and_keys(tmp_path, read_trace):

@@ -1,61 +1,54 @@
 """Sees what goes into and comes out of transformers' attention functions, for chosen modules only.
 
-transformers looks the function up by `config._attn_implementation` at each call. The entry is wrapped under its own
-name, so the configuration, and with it every mask and every branch the model takes, stays exactly as it was.
+transformers looks the function up at each call: by `config._attn_implementation` in a registry, or, for eager attention,
+in the model's own file. The entry is wrapped under its own name, so the configuration, and with it every mask and every
+branch the model takes, stays exactly as it was.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import Any, Callable, Optional
+import inspect
+from typing import Any, Callable, MutableMapping, Optional
 
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# id of an attention module -> who watches it. Recorders of several models may be open at once, and end in any order.
-_watchers: dict[int, Callable[..., Any]] = {}
-_open: dict[str, int] = {}
-_shadowed: dict[str, tuple[bool, Optional[Callable[..., Any]]]] = {}
+from ._wrap import around
 
 
 def watch(implementation: str, modules: list[torch.nn.Module], watcher: Callable[..., Any]) -> Callable[[], None]:
     """Calls `watcher(inner, module, query, key, value, *rest)` in place of `inner` for these modules; returns the undo."""
-    if not _open.get(implementation):
-        local = implementation in ALL_ATTENTION_FUNCTIONS._local_mapping
-        _shadowed[implementation] = (local, ALL_ATTENTION_FUNCTIONS.get(implementation))
-        ALL_ATTENTION_FUNCTIONS[implementation] = _dispatcher(implementation)
-    _open[implementation] = _open.get(implementation, 0) + 1
-    for module in modules:
-        _watchers[id(module)] = watcher
+    watched = {id(module) for module in modules}
+
+    def attention(inner: Callable[..., Any], module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(module) in watched:
+            return watcher(inner, module, *args, **kwargs)
+        return inner(module, *args, **kwargs)
+
+    undos = [around(*place, attention) for place in _places(implementation, modules)]
 
     def undo() -> None:
-        for module in modules:
-            if _watchers.get(id(module)) is watcher:
-                del _watchers[id(module)]
-        _open[implementation] -= 1
-        if not _open[implementation]:
-            local, original = _shadowed.pop(implementation)
-            if local:
-                ALL_ATTENTION_FUNCTIONS[implementation] = original
-            else:
-                del ALL_ATTENTION_FUNCTIONS[implementation]
+        for one in undos:
+            one()
 
     return undo
 
 
-def _dispatcher(implementation: str) -> Callable[..., Any]:
-    original = _shadowed[implementation][1]
+def _places(
+    implementation: str, modules: list[torch.nn.Module]
+) -> list[tuple[MutableMapping[str, Any], str, Callable[..., Any]]]:
+    """Where the modules find their attention function: table, name, function."""
+    registered = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    if registered is not None:
+        return [(ALL_ATTENTION_FUNCTIONS._local_mapping, implementation, registered)]
+    # eager: each model file brings its own, which its modules find among their globals
+    files = {id(table): table for table in map(_globals, modules)}
+    return [(table, "eager_attention_forward", table["eager_attention_forward"]) for table in files.values()]
 
-    def attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # eager is not in the registry: each model file brings its own, looked up at the call as the model would
-        inner = original or sys.modules[type(module).__module__].eager_attention_forward
-        watcher = _watchers.get(id(module))
-        if watcher is None:
-            return inner(module, *args, **kwargs)
-        return watcher(inner, module, *args, **kwargs)
 
-    return attention
+def _globals(module: torch.nn.Module) -> dict[str, Any]:
+    return inspect.unwrap(type(module).forward).__globals__
 
 
 _MATMUL = {"matmul", "__matmul__", "bmm", "baddbmm"}

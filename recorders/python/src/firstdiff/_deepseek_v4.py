@@ -11,7 +11,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ._attention import ScoreWatcher, watch
+from ._cache import given
 from ._forward import Forward, is_one_sequence
+from ._wrap import around
 
 _ATTENTION = ("q_rope", "kv_rope", "kv_cache", "attn_keys", "visible_keys", "attn_scores", "attn_probs", "attn_heads")
 
@@ -172,10 +174,8 @@ class _Taps:
         taps = (at + "_proj", at + "_pre")
         if not self.r.attention or not any(self.r.wants(tap) for tap in taps):
             return
-        own, original = vars(module).get("forward"), module.forward
 
-        @functools.wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.r._current is None or not self.r.session.alive:
                 return original(*args, **kwargs)
             with _HyperWatcher() as seen:
@@ -185,8 +185,7 @@ class _Taps:
                     self.r._take(tap, value)
             return result
 
-        module.forward = forward
-        self.r._undo.append(lambda: setattr(module, "forward", own) if own else vars(module).pop("forward", None))
+        self.r._undo.append(around(vars(module), "forward", module.forward, forward))
 
     # ---- attention --------------------------------------------------------------------------------------------------
 
@@ -235,12 +234,11 @@ class _Taps:
 
     def _watch_cache(self, at: str, module: Any, _args: tuple, kwargs: dict) -> None:
         """Sees a key on its way into the cache, and what the cache gives back."""
-        r, cache, call = self.r, kwargs.get("past_key_values"), self.r._current
+        r, cache, call = self.r, given(kwargs), self.r._current
         if cache is None or call is None or r._restore_cache is not None or not r.session.alive:
             return
-        original = cache.update
 
-        def update(keys: Any, values: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
+        def update(original: Any, keys: Any, values: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
             result = original(keys, values, layer_idx, *args, **kw)
             if r._current is call:
                 name = f"layers.{layer_idx}."
@@ -250,7 +248,7 @@ class _Taps:
                     r.session.guard(lambda: r.keep(call, name + "kv_cache", result[0][0].transpose(0, 1)))
             return result
 
-        r.replace_update(cache, update)
+        r.wrap_update(cache, update)
 
 
 class _HyperWatcher(TorchFunctionMode):

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from ._fingerprint import fingerprint
+from ._generate import setting
 
-_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 
 
 def describe(model: Any, implementation: str) -> dict[str, Any]:
-    weights = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
+    weights = DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
     device = model.device
     autocast = torch.is_autocast_enabled(device.type)
-    activations = _DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
+    activations = DTYPES.get(torch.get_autocast_dtype(device.type), weights) if autocast else weights
     stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     stop = getattr(model.config, "eos_token_id", None) if stop is None else stop
     about = {"name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
@@ -41,8 +42,7 @@ def describe(model: Any, implementation: str) -> dict[str, Any]:
 
 
 def sampling(model: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
     names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "num_beams",
              "no_repeat_ngram_size", "min_new_tokens", "min_length", "guidance_scale")
-    values = {name: kwargs.get(name, getattr(config, name, None)) for name in names}
+    values = {name: setting(model, args, kwargs, name) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import threading
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +29,10 @@ class Selection:
         return any(self.wants(tap) for tap in taps)
 
 
+class Refused(Exception):
+    """What an engine does that a trace cannot tell, or that contradicts what was recorded; the text is for people."""
+
+
 @dataclass
 class Step:
     """One forward call while it runs."""
@@ -35,7 +40,7 @@ class Step:
     token_ids: list[int]
     positions: list[int]
     sequence: Optional[list[int]] = None
-    sampled: Optional[int] = None
+    sampled: Union[int, list[int], None] = None
     taps: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +54,7 @@ class Session:
     def __init__(self, open_writer: Callable[[], Writer]) -> None:
         self.writer: Optional[Writer] = None
         self.alive = True
+        self._failing = threading.Lock()
         self._notes: dict[str, None] = {}
         self.guard(lambda: setattr(self, "writer", open_writer()), but=TraceRefused)
 
@@ -65,12 +71,15 @@ class Session:
             return None
 
     def fail(self, why: Union[Exception, str]) -> None:
-        if not self.alive:
-            return
-        self.alive = False
-        reason = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
-        where = f" after {self.writer.steps} steps" if self.writer else ""
-        message = f"firstdiff stopped recording{where}; the engine goes on. Reason: {reason}"
+        """Ends the recording with one warning; the steps on disk are whole and stay."""
+        with self._failing:
+            if not self.alive:
+                return
+            self.alive = False
+        reason = str(why) if isinstance(why, (str, Refused)) else f"{type(why).__name__}: {why}"
+        steps = self.writer.steps if self.writer else 0
+        kept = f"firstdiff stopped recording after {steps} steps" if steps else "firstdiff recorded nothing, and leaves no trace"
+        message = f"{kept}; the engine goes on. Reason: {reason}"
         try:
             warnings.warn(message, RecorderWarning, stacklevel=2)
         except RecorderWarning:
@@ -86,8 +95,16 @@ class Session:
             step.token_ids, taps, positions=step.positions, sequence=step.sequence, sampled=step.sampled
         )
 
-    def close(self, *, complete: bool) -> None:
+    def close(self, *, complete: bool, nothing: str) -> None:
+        """Ends the trace. Without a single step there is none, and `nothing` says what may be the reason."""
         if self.writer is None:
+            return
+        if not self.writer.steps:
+            self.fail(nothing)
+            try:
+                self.writer.discard()
+            except OSError:
+                pass  # the warning stands, and so does "complete": false
             return
         if self._notes:
             self.writer.update(notes=list(self._notes))

@@ -153,7 +153,7 @@ class Recorder:
         self._now = None
         self.session.guard(self._flush)
         self.session.guard(self._describe_weights)
-        self.session.close(complete=complete)
+        self.session.close(complete=complete, nothing="llama.cpp evaluated nothing inside the block")
 
     # ---- the callback -----------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence, Union
@@ -25,7 +26,7 @@ FORMAT = "firstdiff.trace/1"
 _SIZES = {"F64": 8, "I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2}
 _FROM_NUMPY = {"float64": "F64", "int64": "I64", "int32": "I32", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _STEP_FILE = re.compile(r"step-\d{6,}\.safetensors")
-_TEMPORARY = ".tmp"
+_TEMPORARY = re.compile(r"(\.\d+-\d+)?\.tmp$")  # process and thread, which another writer does not share
 _RESERVED = {"token_ids", "positions", "sequence", "sampled"}
 
 
@@ -83,7 +84,7 @@ def write_safetensors(path: Union[str, os.PathLike], tensors: Mapping[str, Array
 
 
 def _write_whole(path: Path, parts: Sequence[Any]) -> None:
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             for part in parts:
@@ -112,8 +113,14 @@ class Writer:
         self.steps = 0
         self._closed = False
         self._metadata: dict[str, Any] = {"format": FORMAT, "producer": dict(producer), **metadata, "complete": False}
+        self._made_folder = not self.path.is_dir()
         _claim(self.path, overwrite)
         self._write_metadata()
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What trace.json says, or will say when it is next written."""
+        return self._metadata
 
     def update(self, **metadata: Any) -> None:
         """Sets keys of trace.json; they reach the disk with `close`."""
@@ -130,9 +137,13 @@ class Writer:
         *,
         positions: Union[Sequence[int], None] = None,
         sequence: Union[Sequence[int], None] = None,
-        sampled: Union[int, None] = None,
+        sampled: Union[int, Sequence[int], None] = None,
     ) -> Path:
-        """Writes the next step and returns its file."""
+        """Writes the next step and returns its file.
+
+        `sampled` is the token chosen after the step: for several sequences one each, in the order in which they first
+        appear in the step, and -1 for a sequence that goes on no further.
+        """
         if self._closed:
             raise ValueError(f"the trace {self.path} is closed")
         tensors: dict[str, Array] = {"token_ids": _integers("token_ids", token_ids)}
@@ -143,7 +154,10 @@ class Writer:
                 if tensors[name].shape[0] != rows:
                     raise ValueError(f"{name} has {tensors[name].shape[0]} rows, token_ids has {rows}")
         if sampled is not None:
-            tensors["sampled"] = np.array([sampled], np.int64)
+            tensors["sampled"] = _integers("sampled", np.atleast_1d(sampled))
+            sequences = 1 if sequence is None else len(set(sequence))
+            if not isinstance(sampled, int) and len(tensors["sampled"]) != sequences:
+                raise ValueError(f"sampled has {len(tensors['sampled'])} tokens for {sequences} sequences")
         taken = _RESERVED & taps.keys()
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: reserved, not a tap")
@@ -159,6 +173,13 @@ class Writer:
         self._closed = True
         self._metadata["complete"] = bool(complete)
         self._write_metadata()
+
+    def discard(self) -> None:
+        """Takes a trace without steps away again, with its folder where that was made for it."""
+        self._closed = True
+        (self.path / "trace.json").unlink()
+        if self._made_folder:
+            self.path.rmdir()
 
     def _write_metadata(self) -> None:
         text = json.dumps(self._metadata, indent=1, ensure_ascii=False) + "\n"
@@ -190,7 +211,7 @@ def _claim(path: Path, overwrite: bool) -> None:
             raise TraceRefused(f"{path} already holds a trace; pass overwrite=True to replace it")
         # trace.json last: while any old step is left, the folder still says that it is a trace
         for name in present:
-            if _STEP_FILE.fullmatch(name.removesuffix(_TEMPORARY)):
+            if _STEP_FILE.fullmatch(_TEMPORARY.sub("", name)):
                 (path / name).unlink()
         (path / "trace.json").unlink()
     path.mkdir(parents=True, exist_ok=True)

@@ -8,29 +8,44 @@
 Every tensor is copied the moment the model produces it, so a buffer that is overwritten later is still seen as it was.
 Only what the model holds is recorded: sdpa shows no scores and no probabilities. Outputs are bit for bit the same with
 recording on. A failure of the recorder is warned about once and ends the recording, never the model's run.
+
+A trace must say of each token which sequence it belongs to and what came before it. Where that cannot be known, one
+warning says why and the recording ends: a key/value cache that was filled before or elsewhere, beam search, calls from
+two threads at once, compiled models, layers left out, quantised caches. Caches that are copied, cut back or reused,
+rows that change places, prompts in chunks, and speculation with rejected tokens are followed.
+
+Tested with transformers 5.0.0, and with the newest release; the names that changed in between are in `_cache`.
 """
 
 from __future__ import annotations
 
 import functools
-import weakref
+import re
+import threading
 from contextlib import contextmanager
 from typing import Any, Callable, Iterable, Iterator, Optional, Union
 
 import torch
 from torch import nn
 
-from . import __version__, _deepseek_v4
+from . import __version__, _cache, _deepseek_v4
 from ._attention import ScoreWatcher, watch
-from ._describe import describe, sampling
-from ._forward import Forward, is_one_sequence, read_call, rows_of
-from ._session import RecorderWarning, Selection, Session, Step
+from ._describe import DTYPES, describe, sampling
+from ._forward import Forward, by_name, is_one_sequence, read_call, rows_of
+from ._generate import Generation, Turn, setting
+from ._session import RecorderWarning, Refused, Selection, Session, Step
+from ._wrap import around
 from .trace import Array, Raw, Writer
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
 FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "deepseek_v4")
 
+_LAYER = re.compile(r"^layers\.\d+\.")
+_NO_STEP = (
+    "no call of the model was seen: it was not called inside the block, or only through a copy that torch.compile had made "
+    "before, which runs no hooks"
+)
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
 
 
@@ -87,12 +102,22 @@ class Recorder:
             )
         )
         self._undo: list[Callable[[], Any]] = []
-        self._current: Optional[Forward] = None  # the call that runs now
+        self._layers = model.config.num_hidden_layers
+        self._running: Optional[Forward] = None  # the call that runs now
         self._pending: Optional[Forward] = None  # a finished call whose sampled token is not known yet
-        self._prompt_length: Optional[int] = None  # set while generate runs
+        self._generation: Optional[Generation] = None  # set while generate runs
+        self._turn = Turn()
         self._restore_cache: Optional[Callable[[], None]] = None
-        self._next_sequence = 0
-        self._sequences: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._caches = _cache.Caches()
+        self._saw_compiling = False
+        self._hooked = False  # whether every call must show the output of some module
+        self._formats: dict[str, set[str]] = {}  # taps, their layers as `*` -> in which formats they were held
+
+    @property
+    def _current(self) -> Optional[Forward]:
+        """The call that runs now, in this thread."""
+        call = self._running
+        return call if call is not None and call.thread == threading.get_ident() else None
 
     @property
     def steps(self) -> int:
@@ -108,6 +133,7 @@ class Recorder:
 
     def _attach(self) -> None:
         model, config = self.model, self.model.config
+        _refuse_compiled(model)
         if config.model_type == "deepseek_v4":
             self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
@@ -160,17 +186,20 @@ class Recorder:
         """Puts the model back as it was and ends the trace."""
         self._detach()
         self.session.guard(self._flush)
-        self.session.close(complete=complete)
+        self.session.guard(self._refuse_compiling)
+        self.session.guard(self._describe_formats)
+        self.session.close(complete=complete, nothing=_NO_STEP)
 
     def _detach(self) -> None:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
         self._unwatch_cache()
-        self._current = None
+        self._running = None
 
     def _output(self, module: nn.Module, tap: str) -> None:
         if self.wants(tap):
+            self._hooked = True
 
             def hook(_module: nn.Module, _args: tuple, out: Any) -> None:
                 self._take(tap, out[0] if isinstance(out, tuple) else out)
@@ -211,25 +240,30 @@ class Recorder:
 
     # ---- one call of the model --------------------------------------------------------------------------------
 
-    def _begin(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._current = None
-        if self.session.alive and not torch.compiler.is_compiling():
-            self._current = self.session.guard(lambda: self._start(args, kwargs))
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            self._saw_compiling = True  # and nothing else, which could break the graph in two
+            return
+        if not self.session.alive:
+            return
+        if not self._turn.take("forward"):
+            self.session.fail("two threads called the model at the same time; record one of them")
+            return
+        self._unwatch_cache()
+        self._running = self.session.guard(lambda: self._start(by_name(module, args, kwargs)))
 
-    def _start(self, args: tuple, kwargs: dict) -> Optional[Forward]:
-        call = read_call(args, kwargs)
+    def _start(self, named: dict[str, Any]) -> Forward:
+        cache = _cache.given(named)
+        call = read_call(named, cache)
         if call is None:
-            self.session.fail("the model was called with inputs_embeds; a trace needs token ids")
-            return None
+            raise Refused("the model was called with inputs_embeds; a trace needs token ids")
         if self._pending is not None:
-            if call.continues(self._pending):
-                self._pending.sampled = int(call.token_ids[0, 0])
+            if self._generation is not None and call.continues(self._pending):
+                self._pending.sampled = self._generation.chosen(call.token_ids[:, 0].tolist())
             self._flush()
-        call.first_sequence = self._sequences.get(call.cache) if call.past and call.cache is not None else None
-        if call.first_sequence is None:
-            call.first_sequence = self._next_sequence
-            self._next_sequence += call.batch
-        self._remember(call.cache, call)
+        self._refuse_changes()
+        _cache.refuse_quantised(cache)
+        self._caches.begin(call)
         if self.tokenizer is not None and self.steps == 0:
             ids = call.kept_rows(call.token_ids).tolist()
             self.session.writer.update(prompt=self.tokenizer.decode(ids))
@@ -237,37 +271,63 @@ class Recorder:
 
     def _end(self, _module: nn.Module, _args: tuple, _kwargs: dict, output: Any) -> None:
         """Runs after the model, also after one that raised; then there is no output and no step."""
-        self._unwatch_cache()
-        call, self._current = self._current, None
-        if call is not None and output is not None:
-            self.session.guard(lambda: self._finish(call, output))
+        if torch.compiler.is_compiling():
+            return
+        call = self._current
+        if call is not None:
+            self._unwatch_cache()
+            self._running = None
+            if output is not None:
+                self.session.guard(lambda: self._finish(call, output))
+        self._turn.give("forward")
 
     def _finish(self, call: Forward, output: Any) -> None:
+        if not call.taps and self._hooked:
+            raise Refused("the model ran, but nothing inside it was seen: its forward is compiled or replaced")
         if self.wants("logits"):
             logits = getattr(output, "logits", None)
             logits = output[0] if logits is None and isinstance(output, tuple) else logits
             if logits is not None:
                 self._keep_logits(call, logits)
-        self._remember(getattr(output, "past_key_values", None), call)
-        if self._prompt_length is None or call.batch > 1 or call.past + call.tokens < self._prompt_length:
+        if call.cache is None:
+            call.cache = _cache.returned(output)
+            _cache.refuse_quantised(call.cache)
+        self._caches.end(call, call.cache)
+        prompt = self._generation.prompt_length if self._generation else None
+        if prompt is None or call.visible < prompt:
             self._write(call)
         else:
             self._pending = call
 
     def _keep_logits(self, call: Forward, logits: torch.Tensor) -> None:
-        count = logits.shape[1]
-        if count == call.tokens:
-            call.taps["logits"] = _copy(call.kept_rows(logits))
-        elif call.batch > 1:
-            self.session.note("logits of some steps left out: a batch for which the model kept only the last rows")
-        else:
-            rows = call.kept_last_rows(logits, count)
-            if rows.shape[0]:
-                call.taps["logits"] = _copy(rows)
+        kept = call.kept_logits(logits)
+        if kept is None:
+            self.session.note("logits of some steps left out: which tokens they belong to cannot be told from logits_to_keep")
+            return
+        values, rows = kept
+        total = len(call.kept_rows(call.token_ids))
+        if not rows.shape[0]:
+            return
+        call.taps["logits"] = _copy(values)
+        if not torch.equal(rows, torch.arange(total - len(rows), total)) or (call.batch > 1 and len(rows) < total):
+            call.taps["logits_rows"] = rows
 
-    def _remember(self, cache: Any, call: Forward) -> None:
-        if cache is not None:
-            self._sequences[cache] = call.first_sequence
+    def _refuse_changes(self) -> None:
+        """What the hooks rely on, and engines change while they generate."""
+        self._refuse_compiling()
+        config = self.model.config
+        if config.num_hidden_layers != self._layers:
+            raise Refused(
+                f"the model was called with {config.num_hidden_layers} of its {self._layers} layers, as drafts with an early "
+                "exit are; record without assistant_early_exit"
+            )
+        implementation = config._attn_implementation or "eager"
+        if implementation != self.implementation:
+            raise Refused(f"attention was changed from {self.implementation} to {implementation} while it was recorded")
+
+    def _refuse_compiling(self) -> None:
+        if self._saw_compiling:
+            raise Refused("the model was compiled while it was recorded, and a compiled model shows nothing; record it eagerly")
 
     def _take(self, tap: str, value: torch.Tensor, heads: Optional[int] = None) -> None:
         call = self._current
@@ -310,12 +370,17 @@ class Recorder:
             self._take(at + "k_rope", key[:, :, -call.tokens :].transpose(1, 2))
         for tap, held in (("k_cache", key), ("v_cache", value)):
             if self.wants(at + tap):
-                if not is_one_sequence(call):
-                    self.session.note(f"{tap} left out: a batch has no single set of visible keys")
-                elif held.shape[2] < call.visible:
-                    self.session.note(f"{tap} left out where a sliding window has dropped keys")
-                else:
+                if is_one_sequence(call):
                     call.taps[at + tap] = _copy(call.visible_keys(held[0].transpose(0, 1), axis=0))
+                else:
+                    self._keep_keys_of_batch(call, at, tap, held)
+
+    def _keep_keys_of_batch(self, call: Forward, at: str, tap: str, held: torch.Tensor) -> None:
+        keys, numbers, positions = call.all_keys(held)
+        call.taps[at + tap] = _copy(keys)
+        # layers with a window hold fewer keys than others
+        at = "" if held.shape[2] >= call.visible else at
+        call.taps[at + "key_sequence"], call.taps[at + "key_position"] = numbers, positions
 
     def _after_attention(self, call: Forward, at: str, result: Any) -> None:
         if self.wants(at + "attn_heads"):
@@ -327,7 +392,7 @@ class Recorder:
                 if probs is not None:
                     call.taps[at + "attn_probs"] = probs
             else:
-                self.session.note("attn_probs left out: a batch has no single set of visible keys")
+                self.session.note("attn_probs left out: in a batch no sequence sees the keys of another")
 
     def _square(self, call: Forward, value: torch.Tensor) -> Optional[torch.Tensor]:
         """[1, H, T, keys] of the engine -> [H, T, visible keys]."""
@@ -337,34 +402,21 @@ class Recorder:
 
     def _watch_cache(self, kv_heads: int, module: Any, _args: tuple, kwargs: dict) -> None:
         """Sees the rotated keys on their way into the cache: what comes back out is `k_cache`, and may differ."""
-        cache, call = kwargs.get("past_key_values"), self._current
+        cache, call = _cache.given(kwargs), self._current
         if cache is None or call is None or self._restore_cache is not None or not self.session.alive:
             return
-        original = cache.update
 
-        def update(key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
+        def update(original: Any, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kw: Any) -> Any:
             tap = f"layers.{layer_idx}.k_rope"
             if self._current is call and key_states.shape[1] == kv_heads and self.wants(tap):
                 self._take(tap, key_states.transpose(1, 2))
             return original(key_states, value_states, layer_idx, *args, **kw)
 
-        self.replace_update(cache, update)
+        self.wrap_update(cache, update)
 
-    def replace_update(self, cache: Any, update: Callable[..., Any]) -> None:
-        """Puts a function in place of the cache's `update`, until `_unwatch_cache`."""
-        own = vars(cache).get("update") if hasattr(cache, "__dict__") else None
-
-        def restore() -> None:
-            if own is None:
-                vars(cache).pop("update", None)
-            else:
-                cache.update = own
-
-        def patch() -> None:
-            cache.update = update
-            self._restore_cache = restore
-
-        self.session.guard(patch)
+    def wrap_update(self, cache: Any, update: Callable[..., Any]) -> None:
+        """Puts a function around the cache's `update`, until `_unwatch_cache`."""
+        self._restore_cache = self.session.guard(lambda: around(vars(cache), "update", cache.update, update))
 
     def _unwatch_cache(self) -> None:
         if self._restore_cache is not None:
@@ -376,34 +428,34 @@ class Recorder:
     def _wrap_generate(self) -> None:
         """For the token chosen after each step; only generate tells a chosen token from a given one."""
         model = self.model
-        own = vars(model).get("generate")
-        original = model.generate
 
-        @functools.wraps(original)
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            prompt = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
-            self._prompt_length = prompt.shape[1] if isinstance(prompt, torch.Tensor) and prompt.dim() == 2 else None
-            if self.session.alive:
-                self.session.guard(lambda: self.session.writer.update(sampling=sampling(model, args, kwargs)))
-                if model.device.type != "cpu":
-                    kwargs.setdefault("disable_compile", True)  # a compiled forward has no hooks
+        def generate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if not self.session.alive:
+                return original(*args, **kwargs)
+            if not self._turn.take("generate"):
+                self.session.fail("two threads called generate at the same time; record one of them")
+                return original(*args, **kwargs)
+            before, self._generation = self._generation, self.session.guard(lambda: Generation(model, args, kwargs))
+            self.session.guard(lambda: self.session.writer.update(sampling=sampling(model, args, kwargs)))
+            if model.device.type != "cpu" or setting(model, args, kwargs, "compile_config") is not None:
+                kwargs.setdefault("disable_compile", True)  # a compiled forward has no hooks
             result = None
             try:
                 result = original(*args, **kwargs)
             finally:
-                self._prompt_length = None
                 self.session.guard(lambda: self._last_of_generate(result))
+                self._generation = before
+                self._turn.give("generate")
             return result
 
-        model.generate = generate
-        self._undo.append(lambda: setattr(model, "generate", own) if own else vars(model).pop("generate", None))
+        self._undo.append(around(vars(model), "generate", model.generate, generate))
 
     def _last_of_generate(self, result: Any) -> None:
         if self._pending is not None:
-            tokens = getattr(result, "sequences", result)
-            after = self._pending.past + self._pending.tokens
-            if isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[1] > after:
-                self._pending.sampled = int(tokens[0, after])
+            tokens, after = getattr(result, "sequences", result), self._pending.visible
+            whole = isinstance(tokens, torch.Tensor) and tokens.dim() == 2 and tokens.shape[0] == self._pending.batch
+            if self._generation is not None and whole and tokens.shape[1] > after:
+                self._pending.sampled = self._generation.chosen(tokens[:, after].tolist())
             self._flush()
 
     def _flush(self) -> None:
@@ -413,8 +465,33 @@ class Recorder:
 
     def _write(self, call: Forward) -> None:
         token_ids, positions, sequence = rows_of(call)
-        step = Step(token_ids, positions, sequence if any(sequence) else None, call.sampled)
+        if not token_ids:
+            return  # a chunk of a prompt that is all padding
+        sampled = call.sampled if call.sampled and max(call.sampled) >= 0 else None
+        step = Step(token_ids, positions, sequence if any(sequence) else None, sampled)
         self.session.write(step, {tap: _array(value) for tap, value in call.taps.items()})
+        for tap, value in call.taps.items():
+            if value.is_floating_point():
+                self._formats.setdefault(_LAYER.sub("layers.*.", tap), set()).add(DTYPES.get(value.dtype, "other"))
+
+    def _describe_formats(self) -> None:
+        """Which kinds of values are held in another format than most: router scores, logits, a residual in f32."""
+        usual = {self.session.writer.metadata["arithmetic"]["activations"]}
+        stored = {tap: min(formats) for tap, formats in self._formats.items() if len(formats) == 1 and formats != usual}
+        if stored:
+            self.session.writer.update_nested("arithmetic", {"stored": stored})
+
+
+def _refuse_compiled(model: Any) -> None:
+    """A compiled model runs no hooks that were added afterwards."""
+    compiled = lambda module: (
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        or hasattr(module, "_orig_mod")
+    )
+    name = next((name or "the model" for name, module in model.named_modules() if compiled(module)), None)
+    if name is not None:
+        raise Refused(f"{name} is compiled, and a compiled model shows nothing; record the model before it is compiled")
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
