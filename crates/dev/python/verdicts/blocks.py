@@ -1,7 +1,6 @@
 """ggml's arithmetic on CPUs in a copy of transformers: inputs of products in blocks of 8-bit integers, an f16 cache."""
 
 from functools import cached_property
-from pathlib import Path
 from unittest.mock import patch
 
 import gguf
@@ -18,14 +17,11 @@ DECLARED = {"weights": "gguf", "activations": "f32", "kv_cache": "f16", "matmul_
 
 def make(config, path, kind=gguf.GGMLQuantizationType.Q8_0):
     """A GGUF file with random weights in 8-bit blocks."""
-    path = Path(f"{path}.gguf")
-    if not path.exists():
-        raw = config.raw_config()
-        made = AutoConfig.for_model(raw.pop("model_type"), **raw)
-        model = AutoModelForCausalLM.from_config(made, attn_implementation="eager", dtype=torch.float32).eval()
-        tiny.randomise(model, seed=sum(config.name.encode()))
-        write(path, config.raw_config(), tiny.tensors_of(model), kind)
-    return path
+    raw = config.raw_config()
+    made = AutoConfig.for_model(raw.pop("model_type"), **raw)
+    model = AutoModelForCausalLM.from_config(made, attn_implementation="eager", dtype=torch.float32).eval()
+    tiny.randomise(model, seed=sum(config.name.encode()))
+    write(path, config.raw_config(), tiny.tensors_of(model), kind)
 
 
 class Blocks(GgufModel):

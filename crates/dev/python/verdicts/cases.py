@@ -7,6 +7,8 @@ from typing import Any, Optional
 import torch
 
 import blocks
+import effect
+import engines as settings
 import fused
 import precision
 
@@ -79,6 +81,11 @@ class Fault:
     step: Optional[int] = None  # None: whenever the stage first acted
     value: float = 0.0  # the size as a number, where detection limits are sought
 
+    @property
+    def full_tap(self):
+        """Of a fault that is no stage: the first layer it says it is in."""
+        return self.tap if self.layers == () else f"layers.{self.layers[0]}.{self.tap}"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -95,6 +102,7 @@ class Case:
     group: str = ""  # what else the tables sort by
     part: str = ""  # of the bench
     measured: bool = True  # whether the fault's size is computed beside firstdiff, from a right twin
+    undeclared: bool = False  # trace.json says nothing of the arithmetic
 
     @property
     def engine(self):
@@ -104,8 +112,9 @@ class Case:
     def name(self):
         fault = self.fault
         what = f" · {fault.kind} {fault.size} at {fault.tap}, layers {fault.layers or 'all'}" if fault else ""
-        return (f"{self.model} {self.format} {self.attention} · {self.variant} · {self.run} · {self.taps} · "
-                f"seed {self.seed}{what}")
+        how = "" if self.prompt == 24 and self.steps == 4 else f" · {self.prompt} tokens and {self.steps} steps"
+        return (f"{self.model} {self.format} {self.attention} · {self.variant}{' · undeclared' * self.undeclared} · "
+                f"{self.run} · {self.taps} · seed {self.seed}{how}{what}")
 
     def right(self, model):
         """The variant, planted."""
@@ -113,5 +122,35 @@ class Case:
         return plant(model) if plant else nullcontext()
 
     @property
+    def arithmetic(self):
+        """What trace.json is to say beyond what the recorder writes."""
+        return dict(UNDECLARED if self.undeclared else VARIANTS[self.variant].declared)
+
+    @property
     def declared(self):
-        return dict(VARIANTS[self.variant].declared)
+        return "nothing" not in self.arithmetic
+
+    def accepts(self, verdict):
+        """Whether that is right of an engine that is."""
+        return verdict == "agrees"
+
+    def path(self, engines):
+        return engines.path(self.model)
+
+    def layers(self, engines):
+        return engines.load(*self.engine).config.num_hidden_layers
+
+    def write(self, engines, folder, wrong):
+        """Records the trace; where the planted fault acted, as (step, tap), or None where there is none."""
+        model = engines.load(*self.engine)
+        ids = settings.prompt(self.model, 10 + self.seed, self.prompt)
+        plant = self.fault.plant(model, wrong) if self.fault else nullcontext()
+        with self.right(model), plant as stage:
+            settings.record(model, folder, ids, self.run, self.taps, self.steps, self.arithmetic)
+        if self.fault is None:
+            return None
+        return stage.acted if stage else [(self.fault.step, self.fault.full_tap)]
+
+    def unit(self, engines, tap, values):
+        """One rounding of each element of a tap, by which a fault's size is told."""
+        return effect.unit(VARIANTS[self.variant].inputs, self.variant, engines.load(*self.engine), tap, values)

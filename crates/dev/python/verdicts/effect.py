@@ -8,7 +8,6 @@ one is as large as it is there.
 
 import torch
 
-from cases import VARIANTS
 from planted import kind_of
 
 EXPONENT = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
@@ -40,9 +39,9 @@ def module_of(model, tap):
     return model.model.layers[int(layer)].get_submodule(path), f"layers.{layer}.{source}"
 
 
-def unit(case, model, tap, values):
+def unit(shorten, variant, model, tap, values):
     """One rounding of each element of the tap, where quantised inputs are what a product rounds most."""
-    value, shorten = values[tap].double(), VARIANTS[case.variant].inputs
+    value = values[tap].double()
     module, source = module_of(model, tap) if shorten else (None, None)
     if module is not None and source in values:
         x = values[source].double().flatten(1)
@@ -51,15 +50,15 @@ def unit(case, model, tap, values):
         usual = moved.pow(2).mean(-1, keepdim=True).sqrt().expand_as(moved).reshape(value.shape)
         return torch.maximum(usual, rounding(value, values[tap].dtype))
     attends = kind_of(tap) in ("attn_scores", "attn_probs", "attn_heads", "k_cache", "v_cache")
-    halved = attends and values[tap].dtype == torch.float32 and case.variant in ("8-bit blocks", "f16 cache", "tf32")
+    halved = attends and values[tap].dtype == torch.float32 and variant in ("8-bit blocks", "f16 cache", "tf32")
     return rounding(value, torch.float16 if halved else values[tap].dtype)
 
 
-def size(case, model, step, tap, wrong, right):
+def size(unit, step, tap, wrong, right):
     """The fault in roundings, over the whole value or the part that is worst."""
     if step >= len(right) or tap not in right[step] or wrong[step][tap].shape != right[step][tap].shape:
         return float("inf")
-    unit_of = unit(case, model, tap, right[step])
+    unit_of = unit(tap, right[step])
     error = wrong[step][tap].double() - right[step][tap].double()
     finite = torch.isfinite(right[step][tap].double()) & (right[step][tap].double().abs() < 1e30)
     error, unit_of = torch.where(finite, error, 0.0), torch.where(finite, unit_of, 0.0)

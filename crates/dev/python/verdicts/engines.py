@@ -1,5 +1,6 @@
 """The engines under test: tiny transformers models in four arithmetics, and the ways in which people run them."""
 
+import inspect
 import json
 import sys
 from functools import cache
@@ -10,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[4]
 sys.path.insert(0, str(ROOT / "tests"))
+sys.path.append(str(ROOT / "crates" / "dev" / "python"))  # the second engine
 sys.path.insert(0, str(ROOT / "recorders" / "python" / "src"))
 
 import blocks  # noqa: E402
@@ -18,7 +20,8 @@ import tiny  # noqa: E402
 from gguf_models import GgufModel  # noqa: E402
 from recording import REAL_PROMPTS  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import StaticCache  # noqa: E402
+from transformers import LlamaModel, StaticCache  # noqa: E402
+from wide.models import MASSIVE_TOKEN, Models, whole  # noqa: E402
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "q8": torch.float32}
 PROMPT, STEPS = 24, 4
@@ -38,7 +41,6 @@ MORE = [
                                            "num_key_value_heads": 8}),
 ]
 TINY = tiny.BY_NAME | {one.name: one for one in MORE}
-MASSIVE_TOKEN = 7
 # Rows of the embedding, and a factor: one token 100 times larger than any other; all as small as trained ones are.
 LOUDNESS = {"massive": (MASSIVE_TOKEN, 100.0), "quiet": (slice(None), 0.02)}
 REAL = ("smollm2", "qwen")
@@ -48,7 +50,8 @@ class Engines:
     """Checkpoints in a folder, each made once, and the models loaded from them, one copy in a process."""
 
     def __init__(self, folder, models):
-        self.folder, self.models = Path(folder), Path(models)
+        self.folder, self.models = Path(folder), Path(models or "no-models")
+        self.wide = Models(folder)
 
     @cache
     def path(self, name):
@@ -56,13 +59,8 @@ class Engines:
         if name in REAL:
             return self.models / f"{name}.gguf"
         if name.startswith("blocks-"):
-            return blocks.make(TINY[name], self.folder / name)
-        folder = self.folder / name
-        if not folder.exists():
-            tiny.make(TINY[name], folder)
-            if name in LOUDNESS:
-                change_embedding(folder, *LOUDNESS[name])
-        return folder
+            return whole(self.folder / f"{name}.gguf", lambda file: blocks.make(TINY[name], file))
+        return whole(self.folder / name, lambda folder: make(name, folder))
 
     @cache
     def load(self, name, arithmetic, attention):
@@ -79,6 +77,12 @@ class Engines:
         if arithmetic == "q8":
             blocks.install(model)
         return model
+
+
+def make(name, folder):
+    tiny.make(TINY[name], folder)
+    if name in LOUDNESS:
+        change_embedding(folder, *LOUDNESS[name])
 
 
 def change_embedding(folder, rows, factor):
@@ -112,13 +116,26 @@ def declare(trace, **keys):
     file.write_text(json.dumps(about))
 
 
+# transformers 5.24 says `cache` where older ones said `past_key_values`.
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+
+
+def going_on(cache):
+    """What a model is called with to go on from a cache, or from none."""
+    return {CACHE: cache, "use_cache": True}
+
+
+def cache_of(out):
+    return getattr(out, CACHE)
+
+
 # ---- ways to run: each takes (model, prompt ids, decode steps) ---------------------------------------------------
 
 
 def greedy(model, out, steps, **keys):
     for _ in range(steps):
         token = out.logits[:, -1].argmax(-1, keepdim=True)
-        out = model(token, past_key_values=out.past_key_values, use_cache=True, **keys)
+        out = model(token, **going_on(cache_of(out)), **keys)
 
 
 def plain(model, ids, steps):
@@ -128,14 +145,13 @@ def plain(model, ids, steps):
 def chunked(model, ids, steps):
     out, cut = None, (0, 1, 8, 9, len(ids))
     for start, end in zip(cut, cut[1:]):
-        cache = out.past_key_values if out else None
-        out = model(torch.tensor([ids[start:end]]), past_key_values=cache, use_cache=True)
+        out = model(torch.tensor([ids[start:end]]), **going_on(cache_of(out) if out else None))
     greedy(model, out, steps)
 
 
 def static_cache(model, ids, steps):
     cache = StaticCache(config=model.config, max_cache_len=len(ids) + steps + 3)
-    greedy(model, model(torch.tensor([ids]), past_key_values=cache, use_cache=True), steps)
+    greedy(model, model(torch.tensor([ids]), **going_on(cache)), steps)
 
 
 def others(model, ids):
@@ -170,8 +186,7 @@ def padded_batch(side):
         for n in range(steps):
             mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), -1)
             token, position = logits.argmax(-1, keepdim=True), (last + n)[:, None]
-            out = model(token, attention_mask=mask, position_ids=position, past_key_values=out.past_key_values,
-                        use_cache=True)
+            out = model(token, attention_mask=mask, position_ids=position, **going_on(cache_of(out)))
             logits = out.logits[:, -1]
 
     return run

@@ -1,118 +1,166 @@
 """Runs one case: records the trace, asks `firstdiff check`, and holds the answer against where the fault was planted."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 import effect
-from engines import prompt, record
-from planted import kind_of, parents, program
+from planted import ENDS, LAYER, kind_of
 
 
 @dataclass
 class Outcome:
-    """What came out of one case."""
+    """What one binary said of one case."""
 
-    index: int
-    code: int
-    verdict: str
-    findings: list
-    closest: list
+    code: int = -1
+    verdict: str = ""
+    findings: list = field(default_factory=list)
+    closest: list = field(default_factory=list)
     expected: tuple = ()  # (step, tap)
     effect: float = 0.0  # of a fault: its size at the expected tap, in single roundings
     right: bool = False  # agrees, or the expected tap named first
     planted: str = ""
-    seconds: tuple = ()
+    seconds: tuple = ()  # to record, to check
+    silent: str = ""  # why there is no answer: refused, crash, timeout; or bench, where the trace could not be made
     error: str = ""
-    size: int = 0
     taps: int = 0
     extra: dict = field(default_factory=dict)
+
+    def as_json(self):
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, kept):
+        kept["expected"], kept["seconds"] = tuple(kept["expected"]), tuple(kept["seconds"])
+        return cls(**kept)
+
+
+class NoAnswer(Exception):
+    """`check` ended without a verdict."""
+
+    def __init__(self, silent, text):
+        super().__init__(text)
+        self.silent = silent
+
+
+@cache
+def identity(binary):
+    """Of a build: outcomes are kept under it."""
+    return hashlib.sha256(Path(binary).read_bytes()).hexdigest()[:16]
 
 
 def steps_of(trace):
     return [load_file(path) for path in sorted(Path(trace).glob("step-*.safetensors"))]
 
 
-def check(binary, trace, model):
-    while not Path(binary).exists():
-        time.sleep(1)  # being rebuilt
+def check(binary, trace, model, limit):
+    """Exit code and the result."""
     command = [binary, "check", trace, "--model", model, "--format", "json", "--threads", "1"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
+    try:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise NoAnswer("timeout", f"no answer within {limit:g} s") from None
     if done.returncode not in (0, 1, 3):
-        raise RuntimeError(f"exit {done.returncode}: {done.stderr[-1500:]}")
+        kind = "refused" if done.returncode == 2 else "crash"
+        raise NoAnswer(kind, f"exit {done.returncode}: {done.stderr[-1500:]}")
     return done.returncode, json.loads(done.stdout)
 
 
-def run(index, case, engines, binary, scratch):
-    """The outcome of `case`; its traces live in `scratch` meanwhile."""
+def run(case, engines, binaries, scratch, limit):
+    """The outcomes of `case`, one for each binary, from the same trace; it lives in `scratch` meanwhile."""
     trace, twin = scratch / "trace", scratch / "twin"
     for folder in (trace, twin):
         shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
-    model, path = engines.load(*case.engine), engines.path(case.model)
-    ids = prompt(case.model, 10 + case.seed, case.prompt)
-    outcome = Outcome(index, -1, "", [], [])
-
-    def make(folder, wrong):
-        plant = case.fault.plant(model, wrong) if case.fault else nullcontext()
-        with case.right(model), plant as stage:
-            record(model, folder, ids, case.run, case.taps, case.steps, case.declared)
-        return stage
-
-    stage = make(trace, wrong=True)
+    acted = case.write(engines, trace, True)
+    about = {}
     if case.fault:
-        acted = stage.acted if stage else [(case.fault.step, full_tap(case.fault))]
-        shows = [(step, planted, tap) for step, planted, tap in showing(acted, steps_of(trace), model)]
-        if shows and case.measured:
-            make(twin, wrong=False)
-            wrong, right = steps_of(trace), steps_of(twin)
-            sizes = [effect.size(case, model, step, tap, wrong, right) for step, _, tap in shows]
-            first = next((n for n, one in enumerate(sizes) if one >= 1), 0)
-            outcome.effect, shows = sizes[first], shows[first:]
-        if shows:
-            outcome.planted, outcome.expected = shows[0][1], shows[0][0::2]
-            outcome.extra["steps"] = sorted({step for step, _, tap in shows if tap == shows[0][2]})
-    recorded = time.perf_counter()
-    outcome.code, report = check(binary, trace, path)
-    outcome.verdict, outcome.closest = report["verdict"], report.get("closest") or []
-    outcome.taps = report["coverage"]["taps"]
-    keys = ("step", "tap", "layers", "steps", "segment", "operations", "ratio", "scale", "where")
-    outcome.findings = [{key: one.get(key) for key in keys} for one in report["findings"][:4]]
-    outcome.extra |= {"arithmetic": report["arithmetic"], "tokens": report.get("tokens")}
-    outcome.right = judged(case, outcome)
-    outcome.seconds = (recorded - started, time.perf_counter() - recorded)
+        about = where(case, engines, acted, trace, twin)
+    recorded = time.perf_counter() - started
+    return [answer(case, case.path(engines), binary, trace, about, recorded, limit) for binary in binaries]
+
+
+def where(case, engines, acted, trace, twin):
+    """Where a fault has to be found, and how large it is there."""
+    layers = case.layers(engines)
+    wrong = steps_of(trace)
+    shows = list(showing(acted, wrong, layers))
+    about = {"effect": 0.0, "extra": {}}
+    if shows and case.measured:
+        case.write(engines, twin, False)
+        right, unit = steps_of(twin), lambda tap, values: case.unit(engines, tap, values)
+        sizes = [effect.size(unit, step, tap, wrong, right) for step, _, tap in shows]
+        first = next((n for n, one in enumerate(sizes) if one >= 1), 0)
+        about["effect"], shows = sizes[first], shows[first:]
+    if shows:
+        about["planted"], about["expected"] = shows[0][1], shows[0][0::2]
+        about["extra"] = {"steps": sorted({step for step, _, tap in shows if tap == shows[0][2]})}
+    return about
+
+
+def answer(case, model, binary, trace, about, recorded, limit):
+    outcome = Outcome(**{**about, "extra": dict(about.get("extra", {}))})
+    started = time.perf_counter()
+    try:
+        outcome.code, report = check(binary, trace, model, limit)
+        outcome.verdict, outcome.closest = report["verdict"], report.get("closest") or []
+        outcome.taps = report["coverage"]["taps"]
+        keys = ("step", "tap", "layers", "steps", "segment", "operations", "ratio", "scale", "where")
+        outcome.findings = [{key: one.get(key) for key in keys} for one in report["findings"][:4]]
+        outcome.extra |= {"arithmetic": report["arithmetic"], "tokens": report.get("tokens")}
+        outcome.right = judged(case, outcome)
+    except NoAnswer as none:
+        outcome.verdict, outcome.silent, outcome.error = "none", none.silent, str(none)
+    outcome.seconds = (recorded, time.perf_counter() - started)
     return outcome
-
-
-def full_tap(fault):
-    """Of a fault that is no stage: the first layer it says it is in."""
-    return fault.tap if fault.layers == () else f"layers.{fault.layers[0]}.{fault.tap}"
 
 
 SHOWN = 6  # occasions looked at: a fault in every layer acts in hundreds
 
 
-def showing(acted, steps, model):
+def showing(acted, steps, layers):
     """Where a fault shows first on each occasion on which it acted: (step, operation, recorded tap)."""
     for step, tap in acted[:SHOWN]:
         try:
-            yield step, tap, first_wrong_of(tap, steps[step], model)
+            yield step, tap, first_wrong_of(tap, steps[step], layers)
         except ValueError:
             continue
 
 
-def first_wrong_of(tap, step, model):
-    layers = model.config.num_hidden_layers
+# What a mixture of experts puts in the place of a dense MLP's taps.
+EXPERTS = {
+    "router_logits": ("linear", ["mlp_norm"]),
+    "router_weights": ("router_weights", ["router_logits"]),
+    "experts_out": ("experts", ["mlp_norm", "router_logits", "router_weights"]),
+}
+
+
+def program(layers):
+    """Every tap in order, with what it is computed from."""
+    order = {"embed": []}
+    for n in range(layers):
+        before = "embed" if n == 0 else f"layers.{n - 1}.out"
+        for kind, (_, sources) in LAYER.items():
+            if kind == "gate_proj":
+                order |= {f"layers.{n}.{k}": [f"layers.{n}.{s}" for s in reads] for k, (_, reads) in EXPERTS.items()}
+            order[f"layers.{n}.{kind}"] = [before if s == "in" else f"layers.{n}.{s}" for s in sources]
+        order[f"layers.{n}.out"].append(f"layers.{n}.experts_out")
+    last = {"last": f"layers.{layers - 1}.out"}
+    return order | {tap: [last.get(s, s) for s in sources] for tap, (_, sources) in ENDS.items() if tap != "embed"}
+
+
+def first_wrong_of(tap, step, layers):
     order = program(layers)
-    changed = {tap}
-    for later in order[order.index(tap):]:
-        if later == tap or changed & set(parents(later, layers)):
+    changed, names = {tap}, list(order)
+    for later in names[names.index(tap):]:
+        if later == tap or changed & set(order[later]):
             changed.add(later)
             if later in step:
                 return later
@@ -122,7 +170,7 @@ def first_wrong_of(tap, step, model):
 def judged(case, outcome):
     """Whether the verdict is right, and the first finding at the right place."""
     if case.fault is None:
-        return outcome.verdict == "agrees"
+        return case.accepts(outcome.verdict)
     if outcome.verdict != "diverges" or not outcome.findings or not outcome.expected:
         return False
     first = outcome.findings[0]

@@ -48,7 +48,7 @@ class Stage:
     acted: list = field(default_factory=list)  # (call, tap) of values that differ after rounding
 
     def begin(self, module, args, kwargs):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         self.past = int(cache.get_seq_length()) if cache is not None else 0
         self.call += 1
 

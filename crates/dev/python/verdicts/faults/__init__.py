@@ -1,5 +1,6 @@
 """Planted faults, a file for each kind; here they meet arithmetics, models, layers, ways to run, and what is recorded."""
 
+from dataclasses import replace
 from itertools import count, product
 
 from cases import Case
@@ -35,6 +36,18 @@ def cases():
                         n = next(turn)
                         found += one(kind, size_, format, taps, n)
     return found + in_short_products() + written()
+
+
+def undeclared():
+    """The same with nothing said of the arithmetic: one of each kind and size in each format."""
+    found, seen = [], set()
+    for case in cases():
+        one = case.group, case.fault.size, case.format, case.variant not in ("eager", "sdpa", "8-bit blocks")
+        # a shorter cache of which nothing is said is an arithmetic, not a fault
+        if one not in seen and case.group != "cache: in 8-bit floats":
+            seen.add(one)
+            found.append(replace(case, undeclared=True))
+    return found
 
 
 SHORT = (("tf32", "f32"), ("8-bit float inputs", "bf16"), ("f16 cache", "f32"), ("split sums rounded", "bf16"),
