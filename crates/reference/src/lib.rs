@@ -18,6 +18,7 @@ mod matmul;
 mod random;
 mod session;
 mod weights;
+mod work;
 
 pub use firstdiff_checkpoint::Misreading;
 
@@ -31,3 +32,4 @@ pub use execute::{
 pub use keys::{KeyLabel, KeyValues, counts, stored_keys, visible_keys};
 pub use session::Session;
 pub use weights::Weights;
+pub use work::{Budget, PER_SECOND, Work};
