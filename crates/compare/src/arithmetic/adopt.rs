@@ -51,6 +51,8 @@ const NEAR: f64 = 0.6;
 /// arithmetic that explains it.
 const USUAL: f64 = 0.8;
 const MANY: usize = 512;
+/// How much more the floor grows where the error is than elsewhere, for that to speak for an arithmetic.
+const SPECIFIC: f64 = 2.0;
 /// The share of errors towards zero of what is cut off: all but those that inner roundings turn round. Rounding leaves
 /// half.
 const CUT_OFF: f64 = 0.85;
@@ -303,7 +305,14 @@ fn explains(before: &[Judged], after: &[Judged], taken: &[&Candidate], program: 
     };
     let layers: BTreeSet<Option<usize>> =
         raised.iter().filter(|(b, a)| speaks(&b.measured, a)).map(|(b, _)| layer(b)).collect();
-    let wide = layers.len() > 1 || spanned.len() <= 1;
+    // Sums that cancel err far more than others when their parts are stored: an arithmetic that raises the floor just
+    // where the error is needs no second layer.
+    let specific = taken.iter().all(|candidate| candidate.of_sums)
+        && raised.iter().filter(|(b, _)| b.measured.is_wrong()).all(|(b, a)| {
+            let growth = a.noise_rel_l2 / b.measured.noise_rel_l2;
+            b.measured.severity() > SPECIFIC * growth * a.severity()
+        });
+    let wide = layers.len() > 1 || spanned.len() <= 1 || specific;
     // The size of errors tells where the arithmetic acts on every element.
     let mut ratios: Vec<f64> =
         raised.iter().filter(|(b, a)| grown(&b.measured, a)).map(|(_, a)| a.ratio).collect();
@@ -314,8 +323,10 @@ fn explains(before: &[Judged], after: &[Judged], taken: &[&Candidate], program: 
     let shown = !spanned.is_empty() || taken.iter().all(|candidate| !candidate.coarse);
     // Where at least half of what is raised needs it and half of that is explained, a bug may be there besides.
     let most = 2 * needed >= raised.len() && 2 * left <= needed && !spanned.is_empty();
-    let cut = |b: &Measured| b.towards_zero > CUT_OFF;
-    let cut_off = taken.iter().all(|candidate| !candidate.cuts_off)
-        || raised.iter().filter(|(b, _)| b.measured.is_wrong()).all(|(b, _)| cut(&b.measured));
+    // What cuts off errs towards zero wherever it acts.
+    let cut_off = taken.iter().filter(|candidate| candidate.cuts_off).all(|candidate| {
+        let own = |b: &Judged| b.measured.is_wrong() && (candidate.touches)(&program.ops[b.op]);
+        raised.iter().filter(|(b, _)| own(b)).all(|(b, _)| b.measured.towards_zero > CUT_OFF)
+    });
     cut_off && shown && (left == 0 && wide && fits || most)
 }

@@ -27,6 +27,8 @@ pub(super) struct Candidate {
     pub coarse: bool,
     /// Whether all errors that it makes point towards zero.
     pub cuts_off: bool,
+    /// Whether it stores parts of sums.
+    pub of_sums: bool,
 }
 
 /// Most bounds are reached by a third to a half of themselves (docs/VERDICTS.md).
@@ -41,7 +43,17 @@ impl Candidate {
         apply: impl Fn(&Arithmetic) -> Arithmetic + Sync + 'static,
     ) -> Candidate {
         let (declare, what, apply) = (declare.into(), what.into(), Box::new(apply));
-        Candidate { declare, what, touches, apply, group, least: LEAST, coarse: false, cuts_off: false }
+        Candidate {
+            declare,
+            what,
+            touches,
+            apply,
+            group,
+            least: LEAST,
+            coarse: false,
+            cuts_off: false,
+            of_sums: false,
+        }
     }
 
     /// Of something that shows only where values happen to lie unluckily.
@@ -51,6 +63,10 @@ impl Candidate {
 
     fn at_least(self, least: f64) -> Candidate {
         Candidate { least, ..self }
+    }
+
+    fn of_sums(self) -> Candidate {
+        Candidate { of_sums: true, ..self }
     }
 
     fn cutting_off(self) -> Candidate {
@@ -142,16 +158,22 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
                 base.store.name()
             );
             let declare = format!("tensor_parallel: {ranks}");
-            list.push(Candidate::new("tensor_parallel", declare, what, is_row_parallel, move |a| {
-                a.clone().with_tensor_parallel(ranks)
-            }));
+            list.push(
+                Candidate::new("tensor_parallel", declare, what, is_row_parallel, move |a| {
+                    a.clone().with_tensor_parallel(ranks)
+                })
+                .of_sums(),
+            );
         }
     }
     if short && open("split_sums") && base.split_sums == 1 && plain {
         let what = format!("adds up partial sums of products in {}", base.store.name());
-        list.push(Candidate::new("split_sums", format!("split_sums: {SPLIT}"), what, product, |a| {
-            a.clone().with_split_sums(SPLIT)
-        }));
+        list.push(
+            Candidate::new("split_sums", format!("split_sums: {SPLIT}"), what, product, |a| {
+                a.clone().with_split_sums(SPLIT)
+            })
+            .of_sums(),
+        );
     }
     if open("kv_cache") {
         list.extend(caches(base, trace, model));
