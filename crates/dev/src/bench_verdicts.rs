@@ -27,7 +27,7 @@ pub struct Verdicts {
     /// Append every outcome to this file, and do not run again what it has of the same binary
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Seconds that one trace may take to check
+    /// Seconds of processor time that one check may take
     #[arg(long, value_name = "SECONDS")]
     limit: Option<f64>,
     /// Count the cases by part and kind, and run none

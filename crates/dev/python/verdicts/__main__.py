@@ -38,7 +38,7 @@ def arguments():
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--sample", type=int, default=0, help="so many cases, spread over all kinds; always the same ones")
     parser.add_argument("--save", help="append each outcome to this file; those that it has are not run again")
-    parser.add_argument("--limit", type=float, default=120, help="seconds that one trace may take to check")
+    parser.add_argument("--limit", type=float, default=120, help="seconds of processor time that one check may take")
     parser.add_argument("--list", action="store_true", help="count the cases and run none")
     parser.add_argument("--jobs", type=int, default=2)
     return parser.parse_args()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
@@ -27,7 +29,7 @@ class Outcome:
     effect: float = 0.0  # of a fault: its size at the expected tap, in single roundings
     right: bool = False  # agrees, or the expected tap named first
     planted: str = ""
-    seconds: tuple = ()  # to record, to check
+    seconds: tuple = ()  # of processor time: to record, to check
     silent: str = ""  # why there is no answer: refused, crash, timeout; or bench, where the trace could not be made
     error: str = ""
     taps: int = 0
@@ -60,13 +62,20 @@ def steps_of(trace):
     return [load_file(path) for path in sorted(Path(trace).glob("step-*.safetensors"))]
 
 
+WAITING = 20  # times the limit: how long a check may stand, where other programs have the processor
+
+
 def check(binary, trace, model, limit):
-    """Exit code and the result."""
+    """Exit code and the result. `limit` is in seconds of processor time."""
     command = [binary, "check", trace, "--model", model, "--format", "json", "--threads", "1"]
+    most = lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 1))
     try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=limit)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, preexec_fn=most,
+                              timeout=WAITING * limit)
     except subprocess.TimeoutExpired:
-        raise NoAnswer("timeout", f"no answer within {limit:g} s") from None
+        raise NoAnswer("timeout", f"no answer within {WAITING * limit:g} s") from None
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise NoAnswer("timeout", f"no answer within {limit:g} s of processor time")
     if done.returncode not in (0, 1, 3):
         kind = "refused" if done.returncode == 2 else "crash"
         raise NoAnswer(kind, f"exit {done.returncode}: {done.stderr[-1500:]}")
@@ -78,12 +87,12 @@ def run(case, engines, binaries, scratch, limit):
     trace, twin = scratch / "trace", scratch / "twin"
     for folder in (trace, twin):
         shutil.rmtree(folder, ignore_errors=True)
-    started = time.perf_counter()
+    started = time.process_time()
     acted = case.write(engines, trace, True)
     about = {}
     if case.fault:
         about = where(case, engines, acted, trace, twin)
-    recorded = time.perf_counter() - started
+    recorded = time.process_time() - started
     return [answer(case, case.path(engines), binary, trace, about, recorded, limit) for binary in binaries]
 
 
@@ -107,7 +116,7 @@ def where(case, engines, acted, trace, twin):
 
 def answer(case, model, binary, trace, about, recorded, limit):
     outcome = Outcome(**{**about, "extra": dict(about.get("extra", {}))})
-    started = time.perf_counter()
+    started = of_children()
     try:
         outcome.code, report = check(binary, trace, model, limit)
         outcome.verdict, outcome.closest = report["verdict"], report.get("closest") or []
@@ -118,8 +127,14 @@ def answer(case, model, binary, trace, about, recorded, limit):
         outcome.right = judged(case, outcome)
     except NoAnswer as none:
         outcome.verdict, outcome.silent, outcome.error = "none", none.silent, str(none)
-    outcome.seconds = (recorded, time.perf_counter() - started)
+    outcome.seconds = (recorded, of_children() - started)
     return outcome
+
+
+def of_children():
+    """Processor time of every check so far: this process runs one at a time."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 SHOWN = 6  # occasions looked at: a fault in every layer acts in hundreds

@@ -210,7 +210,7 @@ def answers(cases, outcomes, before):
             continue
         at = lambda share: took[min(len(took) - 1, int(share * len(took)))][0]
         silent = Counter(outcome.silent for outcome in those if outcome.silent)
-        print(f"\n{title}: {len(those):,} traces; seconds to check one: median {at(0.5):.2f}, 90 % {at(0.9):.2f}, "
+        print(f"\n{title}: {len(those):,} traces; processor seconds to check one: median {at(0.5):.2f}, 90 % {at(0.9):.2f}, "
               f"99 % {at(0.99):.2f}, largest {took[-1][0]:.1f}, in all {sum(s for s, _ in took):,.0f}. Without an answer: "
               f"{', '.join(f'{count} {kind}' for kind, count in silent.items()) or 'none'}.")
         for seconds, name in took[-SLOWEST:][::-1]:
