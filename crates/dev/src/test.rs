@@ -1,5 +1,6 @@
 //! `cargo dev test`.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -13,20 +14,36 @@ pub struct Test {
     /// Rust tests only: seconds instead of the better part of an hour
     #[arg(long)]
     rust_only: bool,
+    /// The transformers recorder's tests only, with the oldest transformers that it supports
+    #[arg(long, conflicts_with_all = ["rust_only", "newest"])]
+    oldest: bool,
+    /// The transformers recorder's tests only, with the newest transformers that the package index has
+    #[arg(long, conflicts_with = "rust_only")]
+    newest: bool,
     /// Passed to pytest
     #[arg(last = true)]
     pytest: Vec<String>,
 }
 
+const RECORDERS: &str = "recorders/python/tests";
+
 /// Folders of Python tests, and the options each takes.
 const SUITES: &[(&str, &str)] = &[
-    ("recorders/python/tests", "the recorders, against real transformers and llama.cpp"),
+    (RECORDERS, "the recorders, against real transformers and llama.cpp"),
     ("crates/checkpoint/tests/python", "dequantisation and tokenizers, against gguf and llama.cpp"),
     ("crates/engine/tests/python", "the choice of tokens, against transformers"),
     ("tests", "the program, end to end"),
 ];
 
 pub fn run(c: &Test) -> Result<()> {
+    if c.oldest || c.newest {
+        let interpreter = python::interpreter()?;
+        let (what, overlay) = match c.oldest {
+            true => ("oldest", python::oldest(&interpreter)?),
+            false => ("newest", python::newest(&interpreter)?),
+        };
+        return with_overlay(&interpreter, what, &overlay, &c.pytest);
+    }
     let cargo = || Command::new("cargo");
     workspace::run("cargo test", cargo().args(["test", "--quiet", "--workspace"]))?;
     if c.rust_only {
@@ -45,9 +62,8 @@ pub fn run(c: &Test) -> Result<()> {
     let release = workspace::target().join("release");
     let mut failed = Vec::new();
     for (folder, what) in SUITES {
-        let mut pytest = Command::new(&interpreter);
-        pytest.args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]).arg(folder);
-        pytest.arg("--models").arg(&models);
+        let mut pytest = pytest(&interpreter);
+        pytest.arg(folder).arg("--models").arg(&models);
         match *folder {
             "tests" => pytest.arg("--firstdiff").arg(release.join("firstdiff")),
             "crates/checkpoint/tests/python" | "crates/engine/tests/python" => {
@@ -59,7 +75,30 @@ pub fn run(c: &Test) -> Result<()> {
             failed.push(format!("{error:#}"));
         }
     }
+    let oldest = python::oldest(&interpreter)?;
+    if let Err(error) = with_overlay(&interpreter, "oldest", &oldest, &c.pytest) {
+        failed.push(format!("{error:#}"));
+    }
     anyhow::ensure!(failed.is_empty(), "{}", failed.join("; "));
     eprintln!("== every test passed");
     Ok(())
+}
+
+/// The transformers recorder's tests, with the packages of an overlay before the environment's own.
+fn with_overlay(interpreter: &Path, what: &str, overlay: &Path, further: &[String]) -> Result<()> {
+    let mut pytest = pytest(interpreter);
+    for file in std::fs::read_dir(workspace::root().join(RECORDERS))? {
+        let file = file?.path();
+        if file.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("test_transformers")) {
+            pytest.arg(file);
+        }
+    }
+    pytest.env("PYTHONPATH", overlay).args(further);
+    workspace::run(&format!("pytest {RECORDERS}, with the {what} transformers"), &mut pytest)
+}
+
+fn pytest(interpreter: &Path) -> Command {
+    let mut pytest = Command::new(interpreter);
+    pytest.args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]);
+    pytest
 }

@@ -55,6 +55,21 @@ _MATMUL = {"matmul", "__matmul__", "bmm", "baddbmm"}
 _SCALE = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__", "true_divide"}
 
 
+class ProductWatcher(TorchFunctionMode):
+    """Catches the first product with a weight, the moment it is made, while it is in force."""
+
+    def __init__(self, take: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self._take: Optional[Callable[[torch.Tensor], Any]] = take
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._take is not None and getattr(func, "__name__", "") == "linear":
+            take, self._take = self._take, None
+            take(result)
+        return result
+
+
 class ScoreWatcher(TorchFunctionMode):
     """Catches query times keys, after any scaling and before whatever uses it next, while it is in force.
 

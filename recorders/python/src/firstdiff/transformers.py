@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from . import __version__, _cache, _deepseek_v4
-from ._attention import ScoreWatcher, watch
+from ._attention import ProductWatcher, ScoreWatcher, watch
 from ._describe import DTYPES, describe, sampling
 from ._forward import Forward, by_name, is_one_sequence, read_call, rows_of
 from ._generate import Generation, Turn, setting
@@ -208,11 +208,18 @@ class Recorder:
             self._undo.append(module.register_forward_hook(hook).remove)
 
     def _mixture(self, mlp: nn.Module, at: str) -> None:
-        """A router's three outputs and the experts' sum, all of them rows of tokens without a batch axis."""
-        taps = [at + name for name in ("router_logits", "router_weights", "router_topk")]
+        """A router's product and choices, and the experts' sum, all of them rows of tokens without a batch axis."""
+        logits, *taps = [at + name for name in ("router_logits", "router_weights", "router_topk")]
+
+        def product(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            # what it returns first is the product, or what softmax made of it: that depends on the release
+            if self._current is None or not self.session.alive:
+                return inner(*args, **kwargs)
+            with ProductWatcher(lambda value: self._take_rows(logits, value)):
+                return inner(*args, **kwargs)
 
         def routed(_module: nn.Module, _args: tuple, out: Any) -> None:
-            for tap, value in zip(taps, out):
+            for tap, value in zip(taps, out[1:]):
                 if self.wants(tap):
                     value = value.to(torch.int32) if tap.endswith("topk") else value
                     self._take_rows(tap, value)
@@ -220,6 +227,8 @@ class Recorder:
         def summed(_module: nn.Module, _args: tuple, out: Any) -> None:
             self._take_rows(at + "experts_out", out)
 
+        if self.wants(logits):
+            self._undo.append(around(vars(mlp.gate), "forward", mlp.gate.forward, product))
         if any(self.wants(tap) for tap in taps):
             self._undo.append(mlp.gate.register_forward_hook(routed).remove)
         if self.wants(at + "experts_out"):
@@ -397,7 +406,7 @@ class Recorder:
 
     def _square(self, call: Forward, value: torch.Tensor) -> Optional[torch.Tensor]:
         """[1, H, T, keys] of the engine -> [H, T, visible keys]."""
-        if value.dim() != 4 or value.shape[2] != call.tokens or value.shape[3] < call.visible:
+        if value.dim() != 4 or value.shape[2] != call.tokens:
             return None
         return _copy(call.visible_keys(call.kept_queries(value[0]), axis=2))
 
