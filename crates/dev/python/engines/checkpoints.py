@@ -110,8 +110,14 @@ class Tiny:
     def prompt(self, tokens: int = 20, seed: int = 0) -> list[int]:
         """Random tokens that are none of the special ones. One of them has the massive channel, if there is one."""
         ids = np.random.default_rng(1000 + seed).integers(3, self.vocabulary, tokens)
-        ids[tokens // 3] = 16 * (1 + seed % 4)
+        ids[tokens // 3] = 16 * (1 + seed % 4) % self.vocabulary
         return ids.tolist()
+
+
+def small(stored: str, **settings: Any) -> Tiny:
+    """A checkpoint of a few kilobytes: runs of it are kept as test data."""
+    shape = {"hidden": 64, "inner": 32, "layers": 1, "vocabulary": 32, "tied": True}
+    return Tiny("llama", stored, **{**shape, **settings})
 
 
 def save(folder: Path, config: dict[str, Any], weights: dict[str, Array]) -> None:

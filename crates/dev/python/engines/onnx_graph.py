@@ -38,7 +38,7 @@ _MODULES = {
 }
 _OUTSIDE = {"embed_tokens": "embed", "norm": "final_norm"}
 # 1,H,T,D in the graph, T,H,D in a trace
-_HEADS_FIRST = ("q_rope", "k_rope", "k_cache", "v_cache", "q_norm", "k_norm")
+_HEADS_FIRST = ("q_rope", "k_rope", "k_cache", "v_cache")
 
 
 class _WithCache(torch.nn.Module):
@@ -148,7 +148,8 @@ def generate(
     where: Mapping[str, str],
     writer: Writer,
     cache: np.dtype,
-    tokens: int = 4,
+    length: int = 20,
+    decoded: int = 4,
 ) -> None:
     """A prompt and some tokens through an engine that maps inputs to outputs, recorded call by call."""
     past = {
@@ -156,9 +157,9 @@ def generate(
         for layer in range(tiny.layers)
         for part in ("key", "value")
     }
-    ids, start = tiny.prompt(), 0
+    ids, start = tiny.prompt(length), 0
     with writer:
-        for _ in range(tokens + 1):
+        for _ in range(decoded + 1):
             positions = np.arange(start, start + len(ids))
             outputs = call({"input_ids": np.array([ids]), "position_ids": positions[None], **past})
             chosen = int(outputs["logits"][0, -1].argmax())
@@ -170,7 +171,4 @@ def generate(
 
 def _rows(tap: str, value: np.ndarray) -> np.ndarray:
     value = value[0]
-    if tap.endswith(_HEADS_FIRST) and value.ndim == 3:
-        # q_norm and k_norm work before heads and tokens change places
-        return value if tap.endswith("_norm") else np.ascontiguousarray(value.swapaxes(0, 1))
-    return value
+    return np.ascontiguousarray(value.swapaxes(0, 1)) if tap.endswith(_HEADS_FIRST) else value

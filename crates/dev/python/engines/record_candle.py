@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from checkpoints import Tiny
+from checkpoints import Tiny, small
 from output import Run, arguments, run_all
 
 # candle's Qwen2 is left out: it rounds angles to bf16 before it takes their cosine, which no rounding of values explains
@@ -24,17 +24,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "candle-f16-llama": {"tiny": Tiny("llama", "f16", hidden=128)},
     "candle-f16-qwen3": {"tiny": Tiny("qwen3", "f16", hidden=512, layers=1, heads=8)},
     "candle-f16-massive": {"tiny": Tiny("llama", "f16", hidden=256, massive=100.0)},
+    "candle-bf16-small": {"tiny": small("bf16"), "length": 6, "decoded": 1},
     "candle-f32-llama": {"tiny": Tiny("llama", "f32", hidden=128)},
     "candle-f32-qwen3": {"tiny": Tiny("qwen3", "f32", hidden=64)},
 }
 
 
-def run(out: Path, program: Path, name: str, tiny: Tiny) -> None:
-    """A prompt and four tokens."""
+def run(out: Path, program: Path, name: str, tiny: Tiny, length: int = 20, decoded: int = 4) -> None:
+    """A prompt, then decoded tokens one at a time."""
     one = Run(out, name)
     tiny.write(one.model)
-    prompt = ",".join(map(str, tiny.prompt()))
-    subprocess.run([program, one.model, one.trace, tiny.stored, prompt, "4"], check=True)
+    prompt = ",".join(map(str, tiny.prompt(length)))
+    subprocess.run([program, one.model, one.trace, tiny.stored, prompt, str(decoded)], check=True)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Optional
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from checkpoints import Tiny, save
+from checkpoints import Tiny, save, small
 from firstdiff.trace import Array, Raw, Writer
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
@@ -160,8 +160,17 @@ def quantise(model: nn.Module, tiny: Tiny, folder: Path, bits: int, group: int) 
     save(folder, tiny.config(), weights)
 
 
-def run(out: Path, name: str, tiny: Tiny, bits: int = 0, group: int = 64, **generation: Any) -> None:
-    """A prompt in mlx-lm's own chunks, then four tokens one at a time."""
+def run(
+    out: Path,
+    name: str,
+    tiny: Tiny,
+    bits: int = 0,
+    group: int = 64,
+    length: int = 20,
+    decoded: int = 4,
+    **generation: Any,
+) -> None:
+    """A prompt in mlx-lm's own chunks, then decoded tokens one at a time."""
     one = Run(out, name)
     model, _ = load_model(tiny.write(one.model))
     declared = {"activations": tiny.stored, "weights": tiny.stored, "kv_cache": tiny.stored}
@@ -175,7 +184,7 @@ def run(out: Path, name: str, tiny: Tiny, bits: int = 0, group: int = 64, **gene
         environment={"mlx": version("mlx"), "device": str(mx.default_device())},
     )
     with record(model, writer):
-        for _ in generate_step(mx.array(tiny.prompt()), model, max_tokens=4, **generation):
+        for _ in generate_step(mx.array(tiny.prompt(length)), model, max_tokens=decoded, **generation):
             pass
     if "kv_bits" not in generation:
         one.declare(declared)
@@ -194,6 +203,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mlx-q4-llama": {"tiny": Tiny("llama", "bf16", hidden=128), "bits": 4},
     "mlx-q4-qwen3": {"tiny": Tiny("qwen3", "bf16", hidden=512, layers=1, heads=8), "bits": 4},
     "mlx-q4-f16-qwen2": {"tiny": Tiny("qwen2", "f16", hidden=256), "bits": 4, "group": 32},
+    "mlx-q4-small": {"tiny": small("bf16"), "bits": 4, "length": 6, "decoded": 1},
     "mlx-q8-qwen3": {"tiny": Tiny("qwen3", "bf16", hidden=128), "bits": 8},
 }
 

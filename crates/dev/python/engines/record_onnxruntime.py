@@ -17,7 +17,7 @@ from typing import Any, Mapping
 import numpy as np
 import onnx
 import onnxruntime
-from checkpoints import Tiny
+from checkpoints import Tiny, small
 from onnx_graph import export, generate, show, taps
 from output import Run, arguments, run_all
 
@@ -28,7 +28,15 @@ _LEVELS = {
 _NUMPY = {"f32": np.float32, "f16": np.float16}
 
 
-def run(out: Path, name: str, tiny: Tiny, optimise: str = "all", attention: str = "eager", few: bool = False) -> None:
+def run(
+    out: Path,
+    name: str,
+    tiny: Tiny,
+    optimise: str = "all",
+    attention: str = "eager",
+    few: bool = False,
+    **lengths: int,
+) -> None:
     one = Run(out, name)
     tiny.write(one.model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -54,7 +62,7 @@ def run(out: Path, name: str, tiny: Tiny, optimise: str = "all", attention: str 
             model={"family": tiny.family},
             environment={"torch": version("torch"), "optimisations": optimise, "attention": attention},
         )
-        generate(tiny, call, where, writer, np.dtype(_NUMPY[tiny.stored]))
+        generate(tiny, call, where, writer, np.dtype(_NUMPY[tiny.stored]), **lengths)
     if tiny.stored == "f32":
         one.declare({"activations": "f32"})
 
@@ -67,6 +75,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ort-f16-qwen3": {"tiny": Tiny("qwen3", "f16", hidden=512, layers=1, heads=8)},
     "ort-f16-qwen3-unoptimised": {"tiny": Tiny("qwen3", "f16", hidden=512, layers=1, heads=8), "optimise": "none"},
     "ort-f16-massive": {"tiny": Tiny("llama", "f16", hidden=256, massive=100.0)},
+    "ort-f16-small": {"tiny": small("f16"), "length": 6, "decoded": 1},
     "ort-f32-llama": {"tiny": Tiny("llama", "f32", hidden=128)},
 }
 

@@ -17,14 +17,16 @@ from typing import Any, Mapping
 import numpy as np
 import onnx
 import openvino
-from checkpoints import Tiny
+from checkpoints import Tiny, small
 from onnx_graph import export, generate, show, taps
 from output import Run, arguments, run_all
 
 _NUMPY = {"f32": np.float32, "f16": np.float16}
 
 
-def run(out: Path, name: str, tiny: Tiny, precision: str = "", attention: str = "eager") -> None:
+def run(
+    out: Path, name: str, tiny: Tiny, precision: str = "", attention: str = "eager", **lengths: int
+) -> None:
     one = Run(out, name)
     tiny.write(one.model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -47,7 +49,7 @@ def run(out: Path, name: str, tiny: Tiny, precision: str = "", attention: str = 
             model={"family": tiny.family},
             environment={"torch": version("torch"), "precision": taken, "attention": attention},
         )
-        generate(tiny, call, where, writer, np.dtype(_NUMPY[tiny.stored]))
+        generate(tiny, call, where, writer, np.dtype(_NUMPY[tiny.stored]), **lengths)
     if "f32" in taken or "float32" in taken:
         one.declare({"activations": "f32"})
 
@@ -57,6 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "openvino-f32-qwen3": {"tiny": Tiny("qwen3", "f32", hidden=64, layers=1)},
     "openvino-f16-llama": {"tiny": Tiny("llama", "f16", hidden=128)},
     "openvino-hint-bf16-llama": {"tiny": Tiny("llama", "f32", hidden=128), "precision": "bf16"},
+    "openvino-hint-bf16-small": {"tiny": small("f32"), "precision": "bf16", "length": 6, "decoded": 1},
     "openvino-hint-f16-llama": {"tiny": Tiny("llama", "f32", hidden=128), "precision": "f16"},
 }
 

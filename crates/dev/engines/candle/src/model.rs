@@ -60,7 +60,7 @@ impl Model {
         Ok(Model { embed, layers, norm, head, angles: Angles::new(config, dtype)? })
     }
 
-    /// Logits of all rows.
+    /// Logits of the last row: candle-transformers computes no others.
     pub fn forward(&mut self, ids: &Tensor, start: usize, recorder: &mut Recorder) -> Result<Tensor> {
         let mut stream = self.embed.forward(ids)?;
         recorder.tap("embed".into(), &stream)?;
@@ -69,7 +69,7 @@ impl Model {
         }
         let normed = self.norm.forward(&stream)?;
         recorder.tap("final_norm".into(), &normed)?;
-        let logits = self.head.forward(&normed)?;
+        let logits = self.head.forward(&normed.narrow(1, normed.dim(1)? - 1, 1)?)?;
         recorder.tap("logits".into(), &logits)?;
         Ok(logits)
     }
