@@ -56,6 +56,7 @@ fn check(findings: Vec<Finding>) -> Check {
             profile: "bf16".into(),
             declared: true,
             why: "declared by the trace".into(),
+            taken: vec![],
         },
         findings,
         shared: vec![],
