@@ -5,6 +5,7 @@ mod cmd;
 mod exit;
 mod export;
 mod generate;
+mod interrupt;
 mod load;
 mod out;
 mod progress;

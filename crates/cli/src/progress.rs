@@ -27,7 +27,7 @@ impl Progress {
         }
         let Ok(mut bar) = self.bar.lock() else { return };
         let bar = bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template("{msg} [{bar:30}] {percent}% {eta}")
+            let style = ProgressStyle::with_template("{msg} [{bar:30}] {percent}%, about {eta} left")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.with_style(style).with_message(self.what)

@@ -17,6 +17,7 @@ use crate::finding::{Finding, findings};
 use crate::inspection::{inspect, inspect_some};
 use crate::parts::{self, Chosen, LayersChecked};
 use crate::replay::{Ambiguous, Judged, input};
+use crate::shared::{Shared, shared};
 use crate::side_by_side::Replayed;
 use crate::tokens::{self, Tokens};
 
@@ -50,17 +51,34 @@ pub struct Coverage {
     pub layers: Option<LayersChecked>,
 }
 
+/// Candidates for causes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Candidates {
+    /// Those that were tried.
+    pub tried: usize,
+    /// All of them.
+    pub of: usize,
+}
+
 /// The result of a check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     /// The verdict.
     pub verdict: Verdict,
+    /// Whether the check came to its end; `false` where it was interrupted.
+    pub complete: bool,
+    /// Whether every candidate for a cause was tried, as far as there is something to explain.
+    pub causes_complete: bool,
+    /// How many were; none where causes were not looked for.
+    pub candidates: Option<Candidates>,
     /// What it rests on.
     pub coverage: Coverage,
     /// The arithmetic it rests on.
     pub arithmetic: ArithmeticUse,
     /// What is wrong, in order of execution.
     pub findings: Vec<Finding>,
+    /// What all that is wrong has in common, and nothing that is right.
+    pub shared: Vec<Shared>,
     /// Parameters that the engine did not load, as its values show; known once causes were looked for.
     pub unloaded: Vec<Unloaded>,
     /// The tokens chosen.
@@ -199,8 +217,12 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
     let check = Check {
         verdict,
+        complete: true,
+        causes_complete: findings.is_empty(),
+        candidates: None,
         coverage,
         arithmetic: used,
+        shared: shared(&replayed.judged, model),
         findings,
         unloaded: vec![],
         tokens,

@@ -7,7 +7,7 @@ use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
 
 use crate::align::Alignment;
-use crate::measure::{Choices, MAX_RATIO, Measured, Part, THRESHOLDS};
+use crate::measure::{Choices, MAX_RATIO, Measured, Part, THRESHOLDS, Why};
 use crate::place;
 use crate::replay::Judged;
 use crate::structure::Structure;
@@ -63,6 +63,11 @@ pub struct Finding {
     pub noise: Floor,
     /// Error in units of the noise floor; at most 1e9.
     pub ratio: f64,
+    /// The error in the unit of a cause's `residual`: 2 is the limit, and a part, a factor or an offset counts by how
+    /// far it is beyond its own.
+    pub residual: f64,
+    /// The tests that failed, at the first place.
+    pub why: Vec<Why>,
     /// What the error looks like, at the first place.
     pub structure: Vec<Structure>,
     /// How the values lie beside correctly rounded ones, where the engine stores a short format.
@@ -73,6 +78,8 @@ pub struct Finding {
     pub choices: Option<Choices>,
     /// The cause, once known.
     pub cause: Option<Cause>,
+    /// A hypothesis that explains it and is not named all the same.
+    pub unnamed: Option<Unnamed>,
     /// Hypotheses that do not explain it, the nearest first.
     pub rejected: Vec<Rejected>,
 }
@@ -103,6 +110,33 @@ pub struct Rejected {
     pub detail: String,
     /// The error left under it, in noise floors.
     pub residual: f64,
+}
+
+/// A hypothesis that explains a finding and is not named all the same.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unnamed {
+    /// The hypothesis.
+    pub explains: Rejected,
+    /// Why it is not named.
+    pub because: Because,
+    /// Other hypotheses that explain it too.
+    pub equal: Vec<Rejected>,
+    /// The one that comes too near.
+    pub rival: Option<Rejected>,
+    /// The tap to record next, where it would tell them apart.
+    pub separate: Option<String>,
+}
+
+/// Why a hypothesis that explains a finding is not named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Because {
+    /// Another one leaves less than ten times as much.
+    Rival,
+    /// The error is hardly larger than what it leaves.
+    Small,
+    /// The budget was spent before all places of the finding were tried.
+    Unverified,
 }
 
 /// Three numbers from one place.
@@ -160,17 +194,15 @@ pub(crate) fn findings(
     found
 }
 
-/// Joins findings of one kind of operation in the same layers and steps: queries and keys rotated
-/// alike are one bug.
+/// Joins findings of one bug in the same layers and steps: queries and keys rotated alike, and values that follow from
+/// the same operation of which nothing was recorded. Which of those operations is wrong the trace does not say; that
+/// two of them are, one behind each value, is less likely than that one is which is behind both.
 fn merge(found: Vec<Finding>) -> Vec<Finding> {
     let mut merged: Vec<Finding> = Vec::new();
     for finding in found {
         let twin = merged.iter_mut().find(|m| {
-            m.op == finding.op
-                && m.layers == finding.layers
-                && m.steps == finding.steps
-                && !m.layers.is_empty()
-                && siblings(&m.tap, &finding.tap)
+            let alike = m.op == finding.op && !m.layers.is_empty() && siblings(&m.tap, &finding.tap);
+            m.layers == finding.layers && m.steps == finding.steps && (alike || overlap(m, &finding))
         });
         match twin {
             Some(twin) => twin.taps.push(finding.tap),
@@ -178,6 +210,12 @@ fn merge(found: Vec<Finding>) -> Vec<Finding> {
         }
     }
     merged
+}
+
+/// Whether two values follow from one operation that was not recorded.
+fn overlap(a: &Finding, b: &Finding) -> bool {
+    let between = |f: &Finding, tap: &String| f.operations.contains(tap) && !f.taps.contains(tap);
+    a.operations.iter().any(|tap| between(a, tap) && between(b, tap))
 }
 
 /// Taps computed side by side: `q_…`, `k_…`, `v_…`, or `gate_…` and `up_…`.
@@ -197,6 +235,7 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
     let m = &j.measured;
     let (inputs, between) = sources(j, program, alignment);
     let from = inputs.last().cloned().unwrap_or_else(|| "token_ids".into());
+    let positions = &trace.steps[j.step].positions;
     let by_scale = m.ratio <= THRESHOLDS.whole && m.scale_sigmas > THRESHOLDS.sigmas;
     Finding {
         step: j.step,
@@ -208,15 +247,21 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
         operations: between,
         taps: vec![op.tap.clone()],
         steps: vec![j.step],
-        place: place(m, &trace.steps[j.step].positions),
+        place: place(m, positions),
         error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine, non_finite: m.non_finite },
         noise: Floor { rel_l2: m.noise_rel_l2 },
         ratio: m.ratio.min(MAX_RATIO),
+        residual: (m.severity() * THRESHOLDS.whole).min(MAX_RATIO),
+        why: m.why(&|axis, i| {
+            let tokens = m.parts.iter().find(|p| p.axis == Axis::Tokens).map_or(0, |p| p.ratios.len());
+            counted(axis, i, tokens, positions)
+        }),
         structure: j.structure.clone(),
         ulps: j.ulps,
         scale: by_scale.then_some(1.0 + m.scale),
         choices: m.choices,
         cause: None,
+        unnamed: None,
         rejected: vec![],
     }
 }
@@ -234,6 +279,15 @@ fn sources(j: &Judged, program: &Program, alignment: &Alignment) -> (Vec<String>
     }
     let names = |ops: BTreeSet<usize>| ops.into_iter().map(|o| program.ops[o].tap.clone()).collect();
     (names(taps), names(operations))
+}
+
+/// How part `i` along an axis is counted: tokens by their positions. Engines may record the last of them only.
+fn counted(axis: Axis, i: usize, tokens: usize, positions: &[i64]) -> i64 {
+    let skipped = positions.len().saturating_sub(tokens);
+    match axis {
+        Axis::Tokens => positions.get(skipped + i).copied().unwrap_or(i as i64),
+        _ => i as i64,
+    }
 }
 
 /// Which tokens, keys, heads and channels are wrong, in words.
@@ -260,11 +314,7 @@ fn place(m: &Measured, positions: &[i64]) -> String {
         if !coarse && (count == 0 || 2 * count > wrong.len()) {
             continue;
         }
-        let positions = &positions[positions.len().saturating_sub(wrong.len())..];
-        let number = |i: usize| match part.axis {
-            Axis::Tokens => positions.get(i).copied().unwrap_or(i as i64),
-            _ => i as i64,
-        };
+        let number = |i: usize| counted(part.axis, i, wrong.len(), positions);
         words.push(place::describe(part.axis, &wrong, &number));
     }
     if any { words.join(", ") } else { "spread thinly over all of it".into() }

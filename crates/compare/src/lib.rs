@@ -16,6 +16,7 @@ mod measure;
 mod parts;
 mod place;
 mod replay;
+mod shared;
 mod side_by_side;
 mod structure;
 mod tokens;
@@ -23,15 +24,16 @@ mod ulps;
 
 pub use arithmetic::ArithmeticUse;
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
-pub use check::{Check, CheckOptions, Coverage, Unloaded, Verdict, check, check_with_evidence};
+pub use check::{Candidates, Check, CheckOptions, Coverage, Unloaded, Verdict, check, check_with_evidence};
 pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff};
 pub use error::Error;
 pub use evidence::Evidence;
-pub use finding::{Cause, Element, Finding, Rejected, Sizes};
+pub use finding::{Because, Cause, Element, Finding, Floor, Rejected, Sizes, Unnamed};
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
-pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Thresholds};
+pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Test, Thresholds, Why};
 pub use parts::LayersChecked;
 pub use replay::Ambiguous;
+pub use shared::Shared;
 pub use structure::Structure;
 pub use tokens::{
     BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,

@@ -14,12 +14,16 @@ use firstdiff_checkpoint::Checkpoint;
 use firstdiff_compare::{Check, CheckOptions, check_with_evidence};
 use firstdiff_diagnose::{HYPOTHESES, Options, diagnose};
 use firstdiff_model::Model;
+use firstdiff_reference::{PER_SECOND, Work};
 use firstdiff_trace::Trace;
 
 use crate::{python, workspace};
 
 /// As in `firstdiff check`.
 const LANES: usize = 9;
+
+/// As in `firstdiff check`: ten seconds.
+const BUDGET: Work = 10 * PER_SECOND;
 
 /// Write the cases again, from the torch engine.
 #[derive(Args)]
@@ -60,7 +64,7 @@ impl Case {
         let trace = Trace::open(&self.folder.join("trace")).map_err(|e| at(&e))?;
         let options = CheckOptions { lanes: LANES, ..CheckOptions::default() };
         let (mut check, evidence) = check_with_evidence(&trace, &model, &options).map_err(|e| at(&e))?;
-        let options = Options { memory: 64 << 20, lanes: LANES, listed };
+        let options = Options { memory: 64 << 20, lanes: LANES, listed, budget: BUDGET };
         diagnose(&mut check, &evidence, options).map_err(|e| at(&e))?;
         Ok(check)
     }

@@ -130,7 +130,12 @@ fn the_output_shown_first_is_what_the_demo_prints() {
     let model = Model::new(Checkpoint::open(&demo.join("model")).unwrap()).unwrap();
     let options = CheckOptions::default();
     let (mut result, evidence) = check_with_evidence(&trace, &model, &options).unwrap();
-    let options = firstdiff_diagnose::Options { memory: 0, lanes: options.lanes, listed: 5 };
+    let options = firstdiff_diagnose::Options {
+        memory: 0,
+        lanes: options.lanes,
+        listed: 5,
+        budget: 10 * firstdiff_reference::PER_SECOND,
+    };
     firstdiff_diagnose::diagnose(&mut result, &evidence, options).unwrap();
     let result = firstdiff_report::check_text(&result);
     let expected: String = result.lines().take(13).map(|l| format!("{l}\n")).collect();

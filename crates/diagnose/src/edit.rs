@@ -235,6 +235,21 @@ impl Edit {
         self
     }
 
+    /// Whether all that it changes stands in the program.
+    pub(crate) fn changes_only_program(&self) -> bool {
+        self.program.is_some()
+            && self.weight.is_none()
+            && self.positions.is_none()
+            && self.keys.is_none()
+            && self.input.is_none()
+            && self.output.is_none()
+    }
+
+    /// Whether it may replace weights.
+    pub(crate) fn replaces_weights(&self) -> bool {
+        self.weight.is_some()
+    }
+
     /// The replacement of one weight, where there is one.
     pub(crate) fn replaced(&self, weight: &Weight) -> Option<Vec<f32>> {
         let values = self.weight.as_ref()?(weight)?;

@@ -12,12 +12,13 @@ mod loading;
 mod rank;
 mod scene;
 mod screen;
+mod search;
 mod trial;
 
 pub use edit::{At, Edit, Weight};
 pub use hypotheses::{HYPOTHESES, Hypothesis, hypothesis};
 pub use loading::unloaded;
-pub use rank::{Options, diagnose};
+pub use rank::{Options, Watch, diagnose, diagnose_watched};
 pub use scene::Scene;
 
 /// A diagnosis that could not go on.

@@ -18,7 +18,13 @@ use crate::{Error, scene};
 /// # Errors
 /// When a recorded value or a weight cannot be read.
 pub fn unloaded(check: &Check, evidence: &Evidence, options: Options) -> Result<Vec<Unloaded>, Error> {
-    let trial = trial(evidence, options);
+    Ok(within(&trial(evidence, options), check)?.0)
+}
+
+/// The same within the trial's budget; and whether that was enough to look at all.
+pub(crate) fn within(trial: &Trial, check: &Check) -> Result<(Vec<Unloaded>, bool), Error> {
+    let evidence = trial.evidence;
+    let mut complete = true;
     let program = &evidence.model.program;
     // The first wrong step of each operation says it.
     let mut wrong: BTreeMap<usize, usize> = BTreeMap::new();
@@ -32,7 +38,9 @@ pub fn unloaded(check: &Check, evidence: &Evidence, options: Options) -> Result<
     let mut found: BTreeMap<(String, &'static str, usize), Vec<usize>> = BTreeMap::new();
     for (&op, &step) in &wrong {
         for (part, value, holds) in candidates(&program.ops[op].kind) {
-            if constant(&trial, op, step, &part, value)? {
+            let constant = constant(trial, op, step, &part, value)?;
+            complete &= constant.is_some();
+            if constant == Some(true) {
                 let (layer, short) = tap::split(&program.ops[op].tap);
                 let of = program.ops.iter().filter(|op| scene::short(op) == short).count();
                 found.entry((own(&part).to_string(), holds, of)).or_default().extend(layer);
@@ -47,7 +55,7 @@ pub fn unloaded(check: &Check, evidence: &Evidence, options: Options) -> Result<
             None => lines.push(Unloaded { parameters: vec![name], layers, of, holds }),
         }
     }
-    Ok(lines)
+    Ok((lines, complete))
 }
 
 /// Parameters of an operation, the number each would hold, and its word. Not matrices: with zeros for one, the output
@@ -60,16 +68,18 @@ fn candidates(kind: &OpKind) -> Vec<(String, f32, &'static str)> {
     }
 }
 
-/// Whether this parameter alone, held at `value`, leaves nothing but rounding of an error far beyond it.
-fn constant(trial: &Trial, op: usize, step: usize, name: &str, value: f32) -> Result<bool, Error> {
+/// Whether this parameter alone, held at `value`, leaves nothing but rounding of an error far beyond it; `None` where
+/// the budget does not have the work.
+fn constant(trial: &Trial, op: usize, step: usize, name: &str, value: f32) -> Result<Option<bool>, Error> {
     let name = name.to_string();
     let edit = Edit::new("").weight(move |w| (w.name == name).then(|| vec![value; w.shape.iter().product()]));
     let places = Places::from([(op, step)]);
-    let left = trial.residual(&edit, &places, f64::INFINITY)?;
+    let Some(left) = trial.residual(&edit, &places, f64::INFINITY)? else { return Ok(None) };
     if left > INSIDE {
-        return Ok(false);
+        return Ok(Some(false));
     }
-    Ok(trial.residual(&Edit::new(""), &places, f64::INFINITY)? > MARGIN * left.max(ROUNDING))
+    let without = trial.residual(&Edit::new(""), &places, f64::INFINITY)?;
+    Ok(without.map(|without| without > MARGIN * left.max(ROUNDING)))
 }
 
 /// `k_proj.bias` of `model.layers.0.self_attn.k_proj.bias`.

@@ -1,17 +1,18 @@
 //! Which hypothesis is named: the one that explains everything the finding covers, if nothing else comes near.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use firstdiff_compare::{Cause, Check, Element, Evidence, Finding, Rejected};
-use firstdiff_reference::Weights;
-use rayon::prelude::*;
+use firstdiff_compare::{Because, Candidates, Cause, Check, Element, Evidence, Finding, Rejected, Unnamed};
+use firstdiff_reference::{Budget, Weights, Work, counts};
 
 use crate::Error;
 use crate::edit::Edit;
-use crate::hypotheses::{HYPOTHESES, Hypothesis};
-use crate::loading::unloaded;
+use crate::hypotheses::HYPOTHESES;
+use crate::loading::within;
 use crate::scene::Scene;
 use crate::screen::Screen;
+use crate::search::{Tried, search};
 use crate::trial::{INSIDE, Places, Trial};
 
 /// How to diagnose.
@@ -23,6 +24,8 @@ pub struct Options {
     pub lanes: usize,
     /// Hypotheses that do not explain a finding, listed beside the cause: this many, the nearest first.
     pub listed: usize,
+    /// Work that may be done.
+    pub budget: Work,
 }
 
 /// How much worse everything else must be than the cause that is named.
@@ -34,47 +37,77 @@ const RIVAL: f64 = 0.9;
 /// A cause must explain at least this many times what it leaves.
 const LEAST: f64 = 2.0;
 /// Residuals that differ by less than this part are one.
-const SAME: f64 = 1e-3;
+pub(crate) const SAME: f64 = 1e-3;
 /// Elements of the largest weight that edits may replace: a copy of it takes four times as many bytes.
 pub(crate) const LARGEST: usize = 1 << 26;
 /// Beyond so many floors an edit is not measured exactly: ten times the margin.
 pub(crate) const FAR: f64 = 10.0 * MARGIN * INSIDE;
 
+/// Who looks on while causes are looked for.
+pub trait Watch {
+    /// So much of so much work is done, about.
+    fn progress(&self, _done: Work, _total: Work) {}
+
+    /// What is known by now; causes are not complete.
+    fn known(&self, _check: &Check) {}
+}
+
+impl Watch for () {}
+
 /// Looks for the cause of every finding of `check`, in order of execution. A cause that also explains later
-/// findings takes them in.
+/// findings takes them in. Stops when the budget is spent: [`Check::causes_complete`] says so.
 ///
 /// # Errors
-/// When a recorded value or a weight cannot be read.
+/// When a recorded value or a weight cannot be read. What was found until then stays in `check`.
 pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Result<(), Error> {
+    diagnose_watched(check, evidence, options, &())
+}
+
+/// The same, with someone looking on.
+///
+/// # Errors
+/// As [`diagnose`].
+pub fn diagnose_watched(
+    check: &mut Check,
+    evidence: &Evidence,
+    options: Options,
+    watch: &dyn Watch,
+) -> Result<(), Error> {
+    check.causes_complete = false;
     if check.findings.is_empty() {
+        check.causes_complete = true;
         return Ok(());
     }
-    check.unloaded = unloaded(check, evidence, options)?;
     let trial = trial(evidence, options);
-    let mut done = Vec::new();
-    let mut rest: std::collections::VecDeque<Finding> = std::mem::take(&mut check.findings).into();
-    while let Some(mut finding) = rest.pop_front() {
-        let places: Places = evidence.covered(&finding).into_iter().collect();
-        let explained = explain(&trial, &finding, &places, options.listed);
-        if let Ok(Some((edit, explanation))) = &explained {
-            finding.cause = explanation.cause.clone();
-            finding.rejected = explanation.rejected.clone();
-            if let (Some(edit), Some(cause)) = (edit, finding.cause.as_mut()) {
-                join(
-                    &trial,
-                    edit,
-                    cause,
-                    &mut finding.layers,
-                    &mut finding.steps,
-                    &mut finding.taps,
-                    &mut rest,
-                )?;
-            }
+    let part = trial.with(trial.budget.part(trial.budget.left() / 4));
+    let (unloaded, mut complete) = within(&part, check)?;
+    trial.budget.settle(&part.budget);
+    check.unloaded = unloaded;
+    check.candidates = Some(Candidates::default());
+    let mut at = 0;
+    while at < check.findings.len() {
+        watch.known(check);
+        let finding = &check.findings[at];
+        let places: Places = evidence.covered(finding).into_iter().collect();
+        // Half of what is left, where more findings follow.
+        let following = at + 1 < check.findings.len();
+        let part = trial.with(trial.budget.part(trial.budget.left() / if following { 2 } else { 1 }));
+        let explained = explain(&part, finding, &places, options.listed, watch)?;
+        trial.budget.settle(&part.budget);
+        complete &= explained.candidates.tried == explained.candidates.of;
+        let counted = check.candidates.get_or_insert_default();
+        counted.tried += explained.candidates.tried;
+        counted.of += explained.candidates.of;
+        let finding = &mut check.findings[at];
+        finding.rejected = explained.rejected;
+        finding.unnamed = explained.unnamed;
+        finding.cause = explained.cause;
+        if let Some(edit) = &explained.edit {
+            complete &= join(&trial, edit, &mut check.findings, at)?;
         }
-        explained?;
-        done.push(finding);
+        at += 1;
     }
-    check.findings = done;
+    check.causes_complete = complete;
     Ok(())
 }
 
@@ -82,52 +115,46 @@ pub fn diagnose(check: &mut Check, evidence: &Evidence, options: Options) -> Res
 pub(crate) fn trial<'a>(evidence: &'a Evidence<'a>, options: Options) -> Trial<'a> {
     let model = evidence.model;
     let weights = Weights::held(&model.checkpoint, &evidence.arithmetic, &model.program, options.memory);
-    Trial { evidence, weights, lanes: options.lanes, largest: LARGEST }
+    let counts = Arc::new(counts(&evidence.steps, &model.program.ratios()));
+    let budget = Budget::new(options.budget);
+    Trial { evidence, weights, lanes: options.lanes, largest: LARGEST, counts, budget }
 }
 
-/// Takes in the later findings that the same edit explains.
-fn join(
-    trial: &Trial,
-    edit: &Edit,
-    cause: &mut Cause,
-    layers: &mut Vec<usize>,
-    steps: &mut Vec<usize>,
-    taps: &mut Vec<String>,
-    rest: &mut std::collections::VecDeque<Finding>,
-) -> Result<(), Error> {
-    let mut kept = std::collections::VecDeque::new();
-    while let Some(other) = rest.pop_front() {
-        let places: Places = trial.evidence.covered(&other).into_iter().collect();
+/// Takes in the findings after `at` that the same edit explains. Whether the budget was enough to try all.
+fn join(trial: &Trial, edit: &Edit, findings: &mut Vec<Finding>, at: usize) -> Result<bool, Error> {
+    let (mut complete, mut next) = (true, at + 1);
+    while next < findings.len() {
+        let places: Places = trial.evidence.covered(&findings[next]).into_iter().collect();
         let residual = trial.residual(edit, &places, INSIDE)?;
-        if residual > INSIDE {
-            kept.push_back(other);
+        complete &= residual.is_some();
+        let Some(residual) = residual.filter(|&residual| residual <= INSIDE) else {
+            next += 1;
             continue;
+        };
+        let other = findings.remove(next);
+        let finding = &mut findings[at];
+        if let Some(cause) = &mut finding.cause {
+            cause.residual = cause.residual.max(residual);
         }
-        cause.residual = cause.residual.max(residual);
-        layers.extend(&other.layers);
-        steps.extend(&other.steps);
-        taps.extend(other.taps);
+        finding.layers.extend(&other.layers);
+        finding.steps.extend(&other.steps);
+        finding.taps.extend(other.taps);
+        for numbers in [&mut finding.layers, &mut finding.steps] {
+            numbers.sort_unstable();
+            numbers.dedup();
+        }
     }
-    for numbers in [layers, steps] {
-        numbers.sort_unstable();
-        numbers.dedup();
-    }
-    *rest = kept;
-    Ok(())
+    Ok(complete)
 }
 
 /// What was found out about one finding.
+#[derive(Default)]
 struct Explanation {
+    edit: Option<Edit>,
     cause: Option<Cause>,
+    unnamed: Option<Unnamed>,
     rejected: Vec<Rejected>,
-}
-
-/// A proposal and how it fared.
-struct Tried {
-    /// Place of its hypothesis in the list.
-    order: usize,
-    edit: Edit,
-    residual: f64,
+    candidates: Candidates,
 }
 
 impl Tried {
@@ -146,48 +173,44 @@ fn explain(
     finding: &Finding,
     places: &Places,
     listed: usize,
-) -> Result<Option<(Option<Edit>, Explanation)>, Error> {
+    watch: &dyn Watch,
+) -> Result<Explanation, Error> {
     let first = places
         .iter()
         .copied()
         .find(|&(op, step)| step == finding.step && trial.evidence.model.program.ops[op].tap == finding.tap);
-    let Some((op, step)) = first else { return Ok(None) };
-    let Some((scene, own)) = Scene::new(trial, finding, op, step)? else { return Ok(None) };
+    let Some((op, step)) = first else { return Ok(Explanation::default()) };
     let here = Places::from([(op, step)]);
+    if trial.cost_of_measuring(&Edit::new(""), &here) > trial.budget.left() {
+        // Not even the model itself can be executed here: each hypothesis is a candidate that was not tried.
+        let candidates = Candidates { tried: 0, of: HYPOTHESES.len() };
+        return Ok(Explanation { candidates, ..Explanation::default() });
+    }
+    let Some((scene, own)) = Scene::new(trial, finding, op, step)? else { return Ok(Explanation::default()) };
     let screen = Screen::new(trial, &scene, own)?;
     let unedited = screen.unedited;
-    let proposals = |(order, hypothesis): (usize, &Hypothesis)| {
-        (hypothesis.propose)(&scene).into_iter().map(move |edit| (order, edit))
-    };
-    let proposed: Vec<(usize, Edit)> = HYPOTHESES.par_iter().enumerate().flat_map_iter(proposals).collect();
-    let mut estimates = Vec::with_capacity(proposed.len());
-    for some in proposed.chunks(screen.together()) {
-        let some = some.par_iter().map(|(_, edit)| screen.estimate(edit));
-        estimates.extend(some.collect::<Result<Vec<_>, Error>>()?);
-    }
-    let mut tried = Vec::new();
-    for ((order, edit), estimate) in proposed.into_iter().zip(estimates) {
-        let residual = match estimate {
-            Some(estimate) => estimate,
-            None => trial.residual(&edit, &here, f64::INFINITY)?,
-        };
-        // What changes nothing here is no hypothesis here.
-        if (residual - unedited).abs() > SAME * unedited {
-            tried.push(Tried { order, edit, residual });
+    let search = search(trial, &scene, &screen, watch)?;
+    let mut candidates = Candidates { tried: search.looked_at, of: search.looked_at + search.missed };
+    let (mut inside, mut outside): (Vec<Tried>, Vec<Tried>) =
+        search.tried.into_iter().partition(|t| t.residual <= INSIDE);
+    inside.sort_by_key(|t| (t.edit.parameters, t.order, t.number));
+    let (mut holding, mut unverified) = (Vec::new(), Vec::new());
+    for mut t in inside {
+        match trial.residual(&t.edit, places, INSIDE)? {
+            Some(residual) => {
+                t.residual = t.residual.max(residual);
+                if t.residual <= INSIDE { holding.push(t) } else { outside.push(t) }
+            }
+            None => unverified.push(t),
         }
     }
-    let (inside, mut outside): (Vec<Tried>, Vec<Tried>) =
-        tried.into_iter().partition(|t| t.residual <= INSIDE);
-    let mut holding = Vec::new();
-    for mut t in inside {
-        t.residual = t.residual.max(trial.residual(&t.edit, places, INSIDE)?);
-        if t.residual <= INSIDE { holding.push(t) } else { outside.push(t) }
-    }
-    holding.sort_by_key(|t| (t.edit.parameters, t.order));
-    let limit = MARGIN * holding.first().map_or(0.0, |t| t.residual.max(ROUNDING));
+    candidates.tried -= unverified.len();
+    let limit = MARGIN * holding.first().map_or(0.0, |t: &Tried| t.residual.max(ROUNDING));
     // What comes near at the first place may be far off at another one.
     for t in outside.iter_mut().filter(|t| t.residual < limit && t.residual < RIVAL * unedited) {
-        t.residual = t.residual.max(trial.residual(&t.edit, places, limit)?);
+        if let Some(residual) = trial.residual(&t.edit, places, limit)? {
+            t.residual = t.residual.max(residual);
+        }
     }
     let mut best: BTreeMap<&str, Rejected> = BTreeMap::new();
     for t in &outside {
@@ -199,12 +222,18 @@ fn explain(
     let mut rejected: Vec<Rejected> = best.into_values().collect();
     rejected.sort_by(|a, b| a.residual.total_cmp(&b.residual));
     // What leaves as much as the model itself explains nothing, and is no rival.
-    let rival = |r: &&Rejected| r.residual < RIVAL * unedited;
-    let next = rejected.iter().find(rival).map_or(f64::INFINITY, |r| r.residual);
+    let rival = rejected.iter().find(|r| r.residual < RIVAL * unedited).cloned();
     rejected.truncate(listed);
     let mut holding = holding.into_iter();
     let Some(named) = holding.next() else {
-        return Ok(Some((None, Explanation { cause: None, rejected })));
+        let unnamed = unverified.first().map(|t| Unnamed {
+            explains: t.listed(),
+            because: Because::Unverified,
+            equal: vec![],
+            rival: None,
+            separate: None,
+        });
+        return Ok(Explanation { unnamed, rejected, candidates, ..Explanation::default() });
     };
     let mut equal: Vec<Tried> = Vec::new();
     for t in holding {
@@ -213,13 +242,27 @@ fn explain(
         }
     }
     let left = named.residual.max(ROUNDING);
-    if next < MARGIN * left || unedited < LEAST * left {
+    let near = rival.filter(|rival| rival.residual < MARGIN * left);
+    if near.is_some() || unedited < LEAST * left {
+        let other = near.as_ref().and_then(|near| {
+            outside.iter().find(|t| t.id() == near.id && t.edit.detail == near.detail).map(|t| &t.edit)
+        });
+        let unnamed = Unnamed {
+            explains: named.listed(),
+            because: if near.is_some() { Because::Rival } else { Because::Small },
+            equal: equal.iter().map(Tried::listed).collect(),
+            separate: match other.or(equal.first().map(|t| &t.edit)) {
+                Some(other) => separate(trial, &scene, &named.edit, other)?,
+                None => None,
+            },
+            rival: near,
+        };
         rejected.insert(0, named.listed());
         rejected.truncate(listed);
-        return Ok(Some((None, Explanation { cause: None, rejected })));
+        return Ok(Explanation { unnamed: Some(unnamed), rejected, candidates, ..Explanation::default() });
     }
     let separate = match equal.first() {
-        Some(other) => separate(trial, &named.edit, &other.edit, &here)?,
+        Some(other) => separate(trial, &scene, &named.edit, &other.edit)?,
         None => None,
     };
     let cause = Cause {
@@ -230,13 +273,14 @@ fn explain(
         separate,
         element: element(trial, &scene, &named.edit)?,
     };
-    Ok(Some((Some(named.edit), Explanation { cause: Some(cause), rejected })))
+    let (edit, cause) = (Some(named.edit), Some(cause));
+    Ok(Explanation { edit, cause, unnamed: None, rejected, candidates })
 }
 
 /// The first operation on the way that is not recorded and that two edits predict differently.
-fn separate(trial: &Trial, a: &Edit, b: &Edit, places: &Places) -> Result<Option<String>, Error> {
+fn separate(trial: &Trial, scene: &Scene, a: &Edit, b: &Edit) -> Result<Option<String>, Error> {
     use firstdiff_reference::Recorded as _;
-    let (Some(a), Some(b)) = (trial.predict(a, places, true)?, trial.predict(b, places, true)?) else {
+    let (Some(a), Some(b)) = (trial.exact_values(a, scene)?, trial.exact_values(b, scene)?) else {
         return Ok(None);
     };
     for x in &a {
@@ -257,11 +301,11 @@ fn separate(trial: &Trial, a: &Edit, b: &Edit, places: &Places) -> Result<Option
 
 /// The element whose error is largest, and what the hypothesis says of it.
 fn element(trial: &Trial, scene: &Scene, edit: &Edit) -> Result<Option<Element>, Error> {
-    let places = Places::from([(scene.op, scene.step)]);
-    let (Some(exact), Some(predicted)) = (scene.exact(scene.op), trial.predict(edit, &places, false)?) else {
+    let (Some(exact), Some(predicted)) = (scene.exact(scene.op), trial.exact_values(edit, scene)?) else {
         return Ok(None);
     };
-    let Some(predicted) = predicted.into_iter().next() else { return Ok(None) };
+    let here = |p: &firstdiff_reference::Predicted<f64>| (p.op, p.step) == (scene.op, scene.step);
+    let Some(predicted) = predicted.into_iter().find(here) else { return Ok(None) };
     let shape = scene.engine.shape();
     if exact.shape() != shape || predicted.exact.shape() != shape {
         return Ok(None);

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use firstdiff_compare::{Evidence, Finding};
-use firstdiff_model::{Model, Op, OpKind, Program};
-use firstdiff_reference::{Executor, Predicted, Recorded as _, Site, StepInput, Unedited, Weights};
+use firstdiff_model::{Counts, Model, Op, OpKind, Program};
+use firstdiff_reference::{
+    Budget, Executor, Predicted, Recorded as _, Site, StepInput, Unedited, Weights, Work, counts,
+};
 use firstdiff_tensor::Tensor;
 
 use crate::Error;
@@ -14,6 +17,7 @@ use crate::trial::Trial;
 
 /// One wrong value: an operation in a step, with the operations between it and the recorded values that
 /// it follows from.
+#[derive(Clone)]
 pub struct Scene<'a> {
     /// The model.
     pub model: &'a Model,
@@ -32,15 +36,27 @@ pub struct Scene<'a> {
     /// Every place that the finding covers, as operation and step.
     pub wrong: Vec<(usize, usize)>,
     /// The engine's value.
-    pub engine: Tensor<f64>,
+    pub engine: Arc<Tensor<f64>>,
     evidence: &'a Evidence<'a>,
     weights: &'a Weights<'a>,
     /// Values of the segment as the model has them, in the steps that matter here.
-    pub(crate) known: Known,
+    pub(crate) known: Arc<Known>,
+    counts: Arc<Vec<Counts>>,
+    meter: Arc<Meter>,
 }
 
+/// The work that one hypothesis may do to propose edits, and whether it asked for more.
+struct Meter {
+    budget: Budget,
+    refused: AtomicBool,
+}
+
+/// Work for each element of a weight that a hypothesis looks at whole: reading and dequantising it.
+const READ: Work = 4;
+
 impl<'a> Scene<'a> {
-    /// With the value as the model has it.
+    /// With the value as the model has it; `None` where it is not recorded, or where the budget does not have the
+    /// work of executing the segment.
     pub(crate) fn new(
         trial: &'a Trial<'a>,
         finding: &Finding,
@@ -64,12 +80,65 @@ impl<'a> Scene<'a> {
             layers: finding.layers.clone(),
             wrong_steps: finding.steps.clone(),
             wrong: evidence.covered(finding),
-            engine,
+            engine: Arc::new(engine),
             evidence,
             weights: &trial.weights,
-            known,
+            known: Arc::new(known),
+            counts: trial.counts.clone(),
+            meter: Arc::new(Meter { budget: Budget::new(0), refused: AtomicBool::new(false) }),
         };
         Ok(Some((scene, own)))
+    }
+
+    /// The same scene for one hypothesis, which may do as much work as `budget` has.
+    pub(crate) fn metered(&self, budget: Budget) -> Scene<'a> {
+        Scene { meter: Arc::new(Meter { budget, refused: AtomicBool::new(false) }), ..self.clone() }
+    }
+
+    /// What the hypothesis has spent, and whether it asked for more than it may.
+    pub(crate) fn spent(&self) -> (&Budget, bool) {
+        (&self.meter.budget, self.meter.refused.load(Ordering::Relaxed))
+    }
+
+    /// Asks for work to be done; what costs much asks before it begins. Where that is refused, the hypothesis does
+    /// without, and is asked again once everything cheaper was tried.
+    pub fn may(&self, work: Work) -> bool {
+        let may = self.meter.budget.spend(work);
+        if !may {
+            self.meter.refused.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// Whether so many executions of [`Scene::under`] may be done. They are counted as they are done; this asks before
+    /// the first.
+    pub fn may_execute(&self, times: usize, edit: &Edit) -> bool {
+        let work = self.work_under(edit, self.op, self.step).saturating_mul(times as Work);
+        let may = work <= self.meter.budget.left();
+        if !may {
+            self.meter.refused.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// The work of [`Scene::under_at`].
+    fn work_under(&self, edit: &Edit, op: usize, step: usize) -> Work {
+        let original = self.program();
+        let edited = edit.program.as_ref().map(|change| {
+            let mut program = original.clone();
+            change(&mut program);
+            program
+        });
+        let program = edited.as_ref().unwrap_or(original);
+        let executor =
+            Executor { program, weights: self.weights, arithmetic: None, lanes: 0, progress: None };
+        let mut needed = executor.needed(&BTreeSet::from([(op, step)]), self.evidence);
+        if edit.changes_only_program() {
+            // Everything before the first operation that is changed is known.
+            let changed = needed.iter().map(|p| p.0).find(|&op| program.ops[op] != original.ops[op]);
+            needed = needed.split_off(&(changed.unwrap_or(usize::MAX), 0));
+        }
+        executor.work(&self.counts, &needed, &|op, step| self.evidence.has(op, step))
     }
 
     /// The program.
@@ -128,14 +197,18 @@ impl<'a> Scene<'a> {
         Some(lost.map(|(_, bytes)| bytes.to_vec()).collect())
     }
 
-    /// A weight, whole; `None` where the model lacks it.
+    /// A weight, whole; `None` where the model lacks it, or where reading it is more work than may be done.
     pub fn weight(&self, name: &str) -> Option<Arc<Vec<f32>>> {
-        self.weights.whole(name).ok()
+        let elements = self.weights.shape(name)?.iter().product::<usize>();
+        self.may(READ.saturating_mul(elements as Work)).then(|| self.weights.whole(name).ok())?
     }
 
     /// Chosen rows of a weight, one after another.
     pub fn weight_rows(&self, name: &str, rows: impl Iterator<Item = usize>) -> Option<Vec<f32>> {
-        self.weights.rows(name, rows).ok()
+        let rows: Vec<usize> = rows.collect();
+        let width = self.weights.shape(name)?.iter().skip(1).product::<usize>();
+        let work = READ.saturating_mul((rows.len() * width) as Work);
+        self.may(work).then(|| self.weights.rows(name, rows.into_iter()).ok())?
     }
 
     /// The format in which the file stores a weight, by name.
@@ -156,13 +229,14 @@ impl<'a> Scene<'a> {
     }
 
     /// The exact value of the wrong operation under an edit (of anything but weights): for fits that need
-    /// what lies between the parameter and the recorded value.
+    /// what lies between the parameter and the recorded value. `None` too where that is more work than may be done.
     pub fn under(&self, edit: &Edit) -> Option<Tensor<f64>> {
         self.under_at(edit, self.op, self.step)
     }
 
     /// The same of another operation, in any step.
     pub fn under_at(&self, edit: &Edit, op: usize, step: usize) -> Option<Tensor<f64>> {
+        self.may(self.work_under(edit, op, step)).then_some(())?;
         let original = self.program();
         let edited = edit.program.as_ref().map(|change| {
             let mut program = original.clone();
@@ -172,7 +246,7 @@ impl<'a> Scene<'a> {
         let program = edited.as_ref().unwrap_or(original);
         let executor =
             Executor { program, weights: self.weights, arithmetic: None, lanes: 0, progress: None };
-        let known = &self.known;
+        let known: &Known = &self.known;
         let applied = Applied {
             edit,
             weights: self.weights,
@@ -187,7 +261,8 @@ impl<'a> Scene<'a> {
     }
 
     /// The values of the picked operations when the model is given these tokens from position `first` on, and
-    /// nothing before them, rounded as the engine most likely does: what another request left in a cache.
+    /// nothing before them, rounded as the engine most likely does: what another request left in a cache. `None`
+    /// where that is more work than may be done.
     pub fn forward(
         &self,
         tokens: &[i64],
@@ -204,6 +279,9 @@ impl<'a> Scene<'a> {
         let ops = self.program().ops.iter().enumerate().filter(|(_, op)| pick(op));
         let places: BTreeSet<(usize, usize)> = ops.map(|(i, _)| (i, 0)).collect();
         let steps = [StepInput::new(tokens, first)];
+        let needed = executor.needed::<f64>(&places, &Nowhere);
+        let counts = counts(&steps, &self.program().ratios());
+        self.may(executor.work(&counts, &needed, &|_, _| false)).then_some(())?;
         let predicted = executor.segment(&steps, &places, &Nowhere, &Unedited, false).ok()?;
         let rounded = |p: Predicted<f64>| match p.noise.and_then(|n| n.lanes.into_iter().next()) {
             Some(value) => (p.op, value),

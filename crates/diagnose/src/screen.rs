@@ -13,6 +13,14 @@ use crate::trial::{INSIDE, Trial};
 /// Edits estimated side by side at most.
 const MOST: usize = 16;
 
+/// What the exact value of an edit says.
+pub(crate) enum Estimate {
+    /// It leaves about so much, in noise floors: far too much.
+    Far(f64),
+    /// Only measuring tells; the squared error that it leaves, to begin with the best.
+    Near(f64),
+}
+
 /// What the model itself leaves at the first place of a finding.
 pub(crate) struct Screen<'a> {
     trial: &'a Trial<'a>,
@@ -50,32 +58,39 @@ impl<'a> Screen<'a> {
     /// How many edits are estimated side by side: what they change is held in memory once for each.
     pub fn together(&self) -> usize {
         let ops = self.scene.ops.iter().map(|&op| &self.scene.program().ops[op]);
-        let weights = ops.flat_map(|op| op.kind.weights()).map(|(_, shape)| shape.iter().product());
-        let weight: usize = weights.filter(|&elements| elements <= LARGEST).max().unwrap_or(0);
+        let sizes = ops.flat_map(|op| op.kind.weights()).map(|(_, shape)| shape.iter().product::<usize>());
+        let weights: usize = sizes.filter(|&elements| elements <= LARGEST).sum();
         let values: usize = self.scene.known.values().map(|value| value.len()).sum();
-        (LARGEST / (weight + 2 * values).max(1)).clamp(1, MOST)
+        (LARGEST / (weights + 2 * values).max(1)).clamp(1, MOST)
     }
 
-    /// The residual of an edit that leaves more error than the model itself, or far more than rounding;
-    /// `None` where only measuring tells.
-    pub fn estimate(&self, edit: &Edit) -> Result<Option<f64>, Error> {
-        let Some(error) = self.error else { return Ok(None) };
+    /// Whether exact values say nothing here: every edit has to be measured.
+    pub fn is_blind(&self) -> bool {
+        self.error.is_none()
+    }
+
+    /// The residual of an edit that leaves more error than the model itself, or far more than rounding.
+    pub fn estimate(&self, edit: &Edit) -> Result<Estimate, Error> {
+        let Some(error) = self.error else { return Ok(Estimate::Near(0.0)) };
         let Some(exact) = self.trial.exact(edit, (self.scene.op, self.scene.step), &self.scene.known)? else {
-            return Ok(Some(MAX_RATIO));
+            return Ok(Estimate::Far(MAX_RATIO));
         };
-        let Some(left) = self.squared_error(exact.data()) else { return Ok(Some(MAX_RATIO)) };
+        let Some(left) = self.squared_error(exact.data()) else { return Ok(Estimate::Far(MAX_RATIO)) };
         if left == error {
-            return Ok(Some(self.unedited));
+            return Ok(Estimate::Far(self.unedited));
         }
         let times = (left / error).sqrt();
         // A wrong part may be lost in the rounding of the whole.
         if times >= 1.0 && self.ratio > INSIDE {
-            return Ok(Some((self.unedited * times).min(MAX_RATIO)));
+            return Ok(Estimate::Far((self.unedited * times).min(MAX_RATIO)));
         }
         // Larger values round more.
         let grown = (squared(exact.data()) / self.size.max(f64::MIN_POSITIVE)).sqrt().max(1.0);
         let floors = self.ratio * times / grown;
-        Ok((floors > FAR).then(|| (self.unedited * times).max(FAR)))
+        Ok(match floors > FAR {
+            true => Estimate::Far((self.unedited * times).max(FAR)),
+            false => Estimate::Near(left),
+        })
     }
 
     /// Squared distance from the engine's value; none where shapes differ or an element is not finite.

@@ -4,60 +4,51 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use firstdiff_compare::{Evidence, MAX_RATIO, Measured, THRESHOLDS};
-use firstdiff_model::Program;
-use firstdiff_reference::{Arithmetic, Executor, MatmulInputs, Predicted, Recorded as _, Site, Weights};
+use firstdiff_model::{Counts, Program};
+use firstdiff_reference::{
+    Arithmetic, Budget, Executor, MatmulInputs, Predicted, Recorded as _, Site, Weights, Work,
+};
 use firstdiff_tensor::{Float, Tensor};
 
 use crate::Error;
 use crate::edit::{Applied, Edit, Known, Weight};
 use crate::rank::FAR;
+use crate::scene::Scene;
 
 /// Places: an operation and a step each.
 pub(crate) type Places = BTreeSet<(usize, usize)>;
 
-/// Where edits are tried.
+/// Where edits are tried, and the work that may still be done.
 pub(crate) struct Trial<'a> {
     pub evidence: &'a Evidence<'a>,
     pub weights: Weights<'a>,
     pub lanes: usize,
     /// Elements of the largest weight that edits may replace.
     pub largest: usize,
+    /// Rows and keys of each step.
+    pub counts: Arc<Vec<Counts>>,
+    pub budget: Budget,
 }
 
+/// An edit placed: its program, and the operations to execute, each in a step.
+pub(crate) struct Plan {
+    edited: Option<Program>,
+    pub needed: Places,
+}
+
+/// Work for each element of a weight that an edit may replace: reading it, changing it, rounding it.
+const REPLACED: Work = 8;
+
 impl<'a> Trial<'a> {
-    /// What `edit` predicts at `places`, and with `inner` on the way there; `None` where it does not fit
-    /// this model.
-    pub fn predict(
-        &self,
-        edit: &Edit,
-        places: &Places,
-        inner: bool,
-    ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
-        self.execute(edit, places, inner, Some(&self.evidence.arithmetic), &Known::new())
+    /// The same with a budget of its own.
+    pub fn with(&self, budget: Budget) -> Trial<'a> {
+        let weights = self.weights.edited(HashMap::new());
+        let (evidence, counts) = (self.evidence, self.counts.clone());
+        Trial { evidence, weights, counts, budget, ..*self }
     }
 
-    /// The exact value that `edit` predicts at one place: a fraction of the work of predicting what rounding
-    /// does to it as well. What is known of the model as it is, is not executed again.
-    pub fn exact(
-        &self,
-        edit: &Edit,
-        place: (usize, usize),
-        known: &Known,
-    ) -> Result<Option<Tensor<f64>>, Error> {
-        let predicted = self.execute(edit, &Places::from([place]), false, None, known)?;
-        Ok(predicted.and_then(|p| p.into_iter().next()).map(|p| p.exact))
-    }
-
-    fn execute(
-        &self,
-        edit: &Edit,
-        places: &Places,
-        inner: bool,
-        arithmetic: Option<&Arithmetic>,
-        known: &Known,
-    ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
-        let rough = arithmetic.filter(|_| edit.rough).map(rough);
-        let arithmetic = rough.as_ref().or(arithmetic);
+    /// Places an edit; `None` where it does not fit this model.
+    pub fn plan(&self, edit: &Edit, places: &Places) -> Option<Plan> {
         let original = &self.evidence.model.program;
         let edited = edit.program.as_ref().map(|change| {
             let mut program: Program = original.clone();
@@ -65,22 +56,106 @@ impl<'a> Trial<'a> {
             program
         });
         let program = edited.as_ref().unwrap_or(original);
-        let executor = Executor {
-            program,
-            weights: &self.weights,
-            arithmetic,
-            lanes: if arithmetic.is_some() { self.lanes } else { 0 },
-            progress: None,
-        };
-        let needed = executor.needed(places, self.evidence);
+        let needed = self.executor(program, None).needed(places, self.evidence);
         // An edited program may read what comes later: only where that is recorded.
         let there = |&(op, step): &(usize, usize)| {
             program.ops[op].inputs.iter().all(|input| input.0 < op || self.evidence.has(input.0, step))
         };
         if edited.is_some() && !needed.iter().all(there) {
+            return None;
+        }
+        Some(Plan { edited, needed })
+    }
+
+    /// The work of executing a plan: exactly, from what is known of the model as it is, or with what rounding does
+    /// to it as well.
+    pub fn cost(&self, edit: &Edit, plan: &Plan, measured: bool) -> Work {
+        let original = &self.evidence.model.program;
+        let program = plan.edited.as_ref().unwrap_or(original);
+        let executor = self.executor(program, measured.then_some(&self.evidence.arithmetic));
+        let has = |op: usize, step: usize| self.evidence.has(op, step);
+        // Before the first operation that an edit of the program alone changes, everything is known.
+        let changed = |op: &usize| program.ops[*op] != original.ops[*op];
+        let first = match edit.changes_only_program() && !measured {
+            true => plan.needed.iter().map(|p| p.0).find(changed).unwrap_or(usize::MAX),
+            false => 0,
+        };
+        let executed: Places = plan.needed.range((first, 0)..).copied().collect();
+        let mut work = executor.work(&self.counts, &executed, &has);
+        if edit.replaces_weights() {
+            let ops: BTreeSet<usize> = plan.needed.iter().map(|p| p.0).collect();
+            let shapes = ops.iter().flat_map(|&op| program.ops[op].kind.weights());
+            let elements = shapes.map(|(_, shape)| shape.iter().product::<usize>());
+            let replaced: usize = elements.filter(|&n| n <= self.largest).fold(0, usize::saturating_add);
+            work = work.saturating_add(REPLACED.saturating_mul(replaced as Work));
+        }
+        work
+    }
+
+    /// The work of measuring what an edit leaves at `places`; none where it does not fit.
+    pub fn cost_of_measuring(&self, edit: &Edit, places: &Places) -> Work {
+        self.plan(edit, places).map_or(0, |plan| self.cost(edit, &plan, true))
+    }
+
+    fn executor<'e>(&'e self, program: &'e Program, arithmetic: Option<&'e Arithmetic>) -> Executor<'e> {
+        let lanes = if arithmetic.is_some() { self.lanes } else { 0 };
+        Executor { program, weights: &self.weights, arithmetic, lanes, progress: None }
+    }
+
+    /// What `edit` predicts at `places`, and with `inner` on the way there; `None` where it does not fit
+    /// this model, or where the budget does not have the work.
+    pub fn predict(
+        &self,
+        edit: &Edit,
+        places: &Places,
+        inner: bool,
+    ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        let Some(plan) = self.plan(edit, places) else { return Ok(None) };
+        if !self.budget.spend(self.cost(edit, &plan, true)) {
             return Ok(None);
         }
-        let ops: BTreeSet<usize> = needed.iter().map(|p| p.0).collect();
+        self.execute(edit, plan, places, inner, Some(&self.evidence.arithmetic), &Known::new())
+    }
+
+    /// The exact value that `edit` predicts at one place: a fraction of the work of predicting what rounding
+    /// does to it as well. What is known of the model as it is, is not executed again. The work is not taken from the
+    /// budget: who screens many side by side has asked for it.
+    pub fn exact(
+        &self,
+        edit: &Edit,
+        place: (usize, usize),
+        known: &Known,
+    ) -> Result<Option<Tensor<f64>>, Error> {
+        let places = Places::from([place]);
+        let Some(plan) = self.plan(edit, &places) else { return Ok(None) };
+        let predicted = self.execute(edit, plan, &places, false, None, known)?;
+        Ok(predicted.and_then(|p| p.into_iter().next()).map(|p| p.exact))
+    }
+
+    /// The exact values that an edit predicts at the scene's place and on the way there; `None` where it does not fit
+    /// or where the budget does not have the work.
+    pub fn exact_values(&self, edit: &Edit, scene: &Scene) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        let places = Places::from([(scene.op, scene.step)]);
+        let Some(plan) = self.plan(edit, &places) else { return Ok(None) };
+        if !self.budget.spend(self.cost(edit, &plan, false)) {
+            return Ok(None);
+        }
+        self.execute(edit, plan, &places, true, None, &scene.known)
+    }
+
+    fn execute(
+        &self,
+        edit: &Edit,
+        plan: Plan,
+        places: &Places,
+        inner: bool,
+        arithmetic: Option<&Arithmetic>,
+        known: &Known,
+    ) -> Result<Option<Vec<Predicted<f64>>>, Error> {
+        let rough = arithmetic.filter(|_| edit.rough).map(rough);
+        let arithmetic = rough.as_ref().or(arithmetic);
+        let program = plan.edited.as_ref().unwrap_or(&self.evidence.model.program);
+        let ops: BTreeSet<usize> = plan.needed.iter().map(|p| p.0).collect();
         let (mut replaced, mut reweighted) = (HashMap::new(), BTreeSet::new());
         for &op in &ops {
             for (name, shape) in program.ops[op].kind.weights() {
@@ -99,7 +174,7 @@ impl<'a> Trial<'a> {
             }
         }
         let weights = self.weights.edited(replaced);
-        let executor = Executor { weights: &weights, ..executor };
+        let executor = Executor { weights: &weights, ..self.executor(program, arithmetic) };
         let applied = Applied { edit, weights: &self.weights, evidence: self.evidence, known, reweighted };
         let steps = &self.evidence.steps;
         let mut predicted = executor.segment(steps, places, self.evidence, &applied, inner)?;
@@ -111,8 +186,8 @@ impl<'a> Trial<'a> {
     }
 
     /// The error that `edit` leaves at the worst of `places`, in noise floors; the largest there is where
-    /// it does not fit. Stops at the first place beyond `enough`.
-    pub fn residual(&self, edit: &Edit, places: &Places, enough: f64) -> Result<f64, Error> {
+    /// it does not fit. Stops at the first place beyond `enough`. `None` where the budget does not have the work.
+    pub fn residual(&self, edit: &Edit, places: &Places, enough: f64) -> Result<Option<f64>, Error> {
         let mut worst: f64 = 0.0;
         // One layer at a time: that bounds what is held in memory, and most edits fail early.
         let layer = |op: usize| firstdiff_trace::tap::split(&self.evidence.model.program.ops[op].tap).0;
@@ -120,8 +195,14 @@ impl<'a> Trial<'a> {
         while let Some(&(first, _)) = rest.first() {
             let (now, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|p| layer(p.0) == layer(first));
             rest = later;
-            let Some(predicted) = self.predict(edit, &now.into_iter().collect(), false)? else {
-                return Ok(MAX_RATIO);
+            let now: Places = now.into_iter().collect();
+            let Some(plan) = self.plan(edit, &now) else { return Ok(Some(MAX_RATIO)) };
+            if !self.budget.spend(self.cost(edit, &plan, true)) {
+                return Ok(None);
+            }
+            let arithmetic = Some(&self.evidence.arithmetic);
+            let Some(predicted) = self.execute(edit, plan, &now, false, arithmetic, &Known::new())? else {
+                return Ok(Some(MAX_RATIO));
             };
             for value in predicted {
                 worst = worst.max(self.left(value)?);
@@ -130,7 +211,7 @@ impl<'a> Trial<'a> {
                 break;
             }
         }
-        Ok(worst)
+        Ok(Some(worst))
     }
 
     /// The error that a prediction leaves, in noise floors.

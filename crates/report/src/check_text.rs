@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
-use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Unloaded, Verdict};
+use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Shared, Unloaded, Verdict};
 
+use crate::cause_text::cause;
 use crate::number::{count, short};
 use crate::tokens_text::check_lines;
+use crate::why_text::why;
 
 /// The verdict and everything it rests on.
 pub fn check_text(check: &Check) -> String {
@@ -16,43 +18,27 @@ pub fn check_text(check: &Check) -> String {
 }
 
 fn write(out: &mut String, check: &Check) -> std::fmt::Result {
-    match check.verdict {
-        Verdict::Agrees => match &check.coverage.layers {
-            Some(l) => writeln!(
-                out,
-                "agrees, as far as {} of {} layers go ({}): rounding explains every value compared",
-                l.checked.len(),
-                l.of,
-                runs(&l.checked)
-            )?,
-            None => writeln!(out, "agrees: rounding explains every value compared")?,
-        },
-        Verdict::Unmeasured => writeln!(out, "unmeasured: nothing could be compared")?,
-        Verdict::Diverges => match check.findings.first() {
-            Some(f) if f.operations.len() > 1 => writeln!(
-                out,
-                "diverges: the first wrong value is {}; one of {} operations from {} on is wrong",
-                f.tap,
-                f.operations.len(),
-                f.segment[0]
-            )?,
-            Some(f) => writeln!(out, "diverges: the first wrong operation is {} at {}", f.op, f.tap)?,
-            None => writeln!(out, "diverges: another token was chosen than the values call for")?,
-        },
-    }
+    let incomplete = if check.complete { "" } else { "incomplete (interrupted): " };
+    writeln!(out, "{incomplete}{}", headline(check))?;
     for u in &check.unloaded {
         line(out, "not loaded", &unloaded(u))?;
     }
     for (i, f) in check.findings.iter().enumerate() {
         writeln!(out)?;
-        finding(out, f, check.findings.len() > 1, i)?;
+        finding(out, f, check, i)?;
     }
     writeln!(out)?;
+    for shared in &check.shared {
+        line(out, "shared", &in_common(shared))?;
+    }
+    if let Some(text) = searched(check) {
+        line(out, "causes", &text)?;
+    }
     let c = &check.coverage;
     line(
         out,
         "compared",
-        &format!("{} values, {} elements, {} steps", count(c.taps), count(c.elements), count(c.steps)),
+        &format!("{} tensors, {} elements, {} steps", count(c.taps), count(c.elements), count(c.steps)),
     )?;
     line(out, "arithmetic", &format!("{}, {}", check.arithmetic.profile, check.arithmetic.why))?;
     if check.verdict == Verdict::Agrees
@@ -83,6 +69,91 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
     Ok(())
 }
 
+/// The verdict, in one line.
+fn headline(check: &Check) -> String {
+    match check.verdict {
+        Verdict::Agrees => match &check.coverage.layers {
+            Some(l) => format!(
+                "agrees, as far as {} of {} layers go ({}): rounding explains every tensor compared",
+                l.checked.len(),
+                l.of,
+                runs(&l.checked)
+            ),
+            None => "agrees: rounding explains every tensor compared".into(),
+        },
+        Verdict::Unmeasured => "unmeasured: nothing could be compared".into(),
+        Verdict::Diverges => match check.findings.first() {
+            Some(f) if f.operations.len() > 1 => format!(
+                "diverges: the first wrong tensor is {}; one of {} operations from {} on is wrong",
+                f.tap,
+                f.operations.len(),
+                f.segment[0]
+            ),
+            Some(f) => format!("diverges: the first wrong operation is {} at {}", f.op, f.tap),
+            None => "diverges: the chosen token does not follow from the recorded logits".into(),
+        },
+    }
+}
+
+/// The first verdict, for who waits while causes are looked for; `None` where there is nothing to look for.
+pub fn first_verdict(check: &Check) -> Option<String> {
+    let first = check.findings.first()?;
+    let more = match check.findings.len() - 1 {
+        0 => String::new(),
+        1 => ", and 1 more finding".into(),
+        n => format!(", and {n} more findings"),
+    };
+    Some(format!(
+        "diverges: {} at {}, step {}{more}; looking for causes ...",
+        if first.operations.len() > 1 { "first wrong" } else { first.op },
+        first.tap,
+        first.step
+    ))
+}
+
+/// What is said where a check was interrupted before its verdict was known.
+pub fn interrupted() -> &'static str {
+    "incomplete (interrupted): no verdict yet\n"
+}
+
+/// What all that is wrong has in common.
+fn in_common(shared: &Shared) -> String {
+    let all = |taps: &[String]| match taps.len() {
+        2 => format!("both ({}) are", taps.join(", ")),
+        n => format!("all {n} ({}) are", taps.join(", ")),
+    };
+    match shared {
+        Shared::RowParallel { taps } => format!(
+            "{} row-parallel products, and nothing else is wrong: with tensor parallelism each is a sum of partial products",
+            all(taps)
+        ),
+        Shared::Format { format, taps } => {
+            format!("{} products with {format} weights; products with others agree", all(taps))
+        }
+        Shared::Length { inputs, taps } => {
+            format!("{} products over {} inputs; products over others agree", all(taps), count(*inputs))
+        }
+    }
+}
+
+/// How far causes were looked for, where that is not to the end.
+fn searched(check: &Check) -> Option<String> {
+    if check.causes_complete || check.findings.is_empty() {
+        return None;
+    }
+    let Some(c) = check.candidates.filter(|_| check.complete) else {
+        return Some(match check.complete {
+            true => "not looked for".into(),
+            false => "not all were looked for".into(),
+        });
+    };
+    Some(format!(
+        "searched {} of {} candidates within the budget; --budget 60 searches further",
+        count(c.tried),
+        count(c.of)
+    ))
+}
+
 /// `k_proj.bias of all 24 layers is zero in what the engine used`.
 pub fn unloaded(u: &Unloaded) -> String {
     let which = match u.layers.as_slice() {
@@ -95,11 +166,11 @@ pub fn unloaded(u: &Unloaded) -> String {
     format!("{}{which} {is} {} in what the engine used", u.parameters.join(", "), u.holds)
 }
 
-fn line(out: &mut String, label: &str, text: &str) -> std::fmt::Result {
+pub(crate) fn line(out: &mut String, label: &str, text: &str) -> std::fmt::Result {
     writeln!(out, "{label:<13} {text}")
 }
 
-fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::fmt::Result {
+fn finding(out: &mut String, f: &Finding, check: &Check, index: usize) -> std::fmt::Result {
     let steps = match f.steps.as_slice() {
         [one] => format!("step {one}"),
         many => format!("steps {}", runs(many)),
@@ -109,7 +180,7 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
         [one] => format!(", layer {one}"),
         many => format!(", layers {}", runs(many)),
     };
-    let number = if numbered { format!("[{}] ", index + 1) } else { String::new() };
+    let number = if check.findings.len() > 1 { format!("[{}] ", index + 1) } else { String::new() };
     writeln!(out, "{number}{}: {steps}{layers}", f.taps.join(", "))?;
     line(out, "  segment", &format!("{} -> {}", f.segment[0], f.segment[1]))?;
     if f.operations.len() > 1 {
@@ -120,35 +191,48 @@ fn finding(out: &mut String, f: &Finding, numbered: bool, index: usize) -> std::
         Some(c) => line(out, "  choices", &differing(c))?,
         None => sizes(out, f)?,
     }
+    if let Some(text) = why(&f.why) {
+        line(out, "  why", &text)?;
+    }
     if let Some(u) = &f.ulps {
         let all = (u.same + u.one + u.two + u.more).max(1) as f64;
         let share = |n: usize| format!("{:.1} %", 100.0 * n as f64 / all);
         let (same, one, more) = (share(u.same), share(u.one), share(u.two + u.more));
-        line(out, "  ulps", &format!("{same} as correctly rounded, {one} one off, {more} more"))?;
+        line(
+            out,
+            "  ulps",
+            &format!(
+                "{same} correctly rounded, {one} off by 1 ulp (one representable number), {more} by more"
+            ),
+        )?;
     }
     for s in &f.structure {
         line(out, "  structure", &s.detail)?;
     }
-    if let Some(scale) = f.scale.filter(|_| f.structure.iter().all(|s| s.kind != "factor")) {
-        line(out, "  scale", &format!("every element is {scale:.6} times what it should be"))?;
+    // Where causes were not looked for, there is nothing to say of them.
+    match check.candidates {
+        Some(_) => cause(out, f, check.causes_complete),
+        None => Ok(()),
     }
-    cause(out, f)
 }
 
 /// How a choice differs.
 fn differing(c: &Choices) -> String {
     let preferred = match c.preferred_by {
         Some(by) if c.invalid == 0 => {
-            format!(", preferred by up to {} deviations of what rounding did to the scores", short(by))
+            format!(
+                "; the reference prefers its own by up to {} standard deviations of the scores",
+                short(by)
+            )
         }
         _ => String::new(),
     };
-    let invalid = if c.invalid > 0 {
-        format!(", {} of them no choice at all", count(c.invalid))
-    } else {
-        String::new()
-    };
-    format!("{} of {} are others than the reference's{preferred}{invalid}", count(c.differing), count(c.of))
+    let invalid = if c.invalid > 0 { format!("; {} are invalid", count(c.invalid)) } else { String::new() };
+    format!(
+        "{} of {} selections differ from the reference{preferred}{invalid}",
+        count(c.differing),
+        count(c.of)
+    )
 }
 
 /// The error, and what rounding explains of it.
@@ -159,18 +243,18 @@ fn sizes(out: &mut String, f: &Finding) -> std::fmt::Result {
         out,
         "  error",
         &format!(
-            "{rest}{} of the value (largest {}, cosine {:.6})",
+            "{rest}{} of the tensor's norm (largest element {}, cosine {:.6})",
             short(e.rel_l2),
             short(e.max_abs),
             e.cosine
         ),
     )?;
     let explained = if e.non_finite > 0 {
-        "none: the exact values are finite".to_string()
+        "explains none: the exact values are finite".to_string()
     } else if f.ratio >= MAX_RATIO && f.noise.rel_l2 == 0.0 {
-        "none: this operation does not round".to_string()
+        "explains none: this operation does not round".to_string()
     } else {
-        format!("explains {}: the error is {} times that", short(f.noise.rel_l2), short(f.ratio))
+        format!("explains {} (the noise floor)", short(f.noise.rel_l2))
     };
     line(out, "  rounding", &explained)
 }
@@ -198,56 +282,6 @@ fn ambiguous(check: &Check) -> Vec<String> {
     [true, false].into_iter().filter_map(about).collect()
 }
 
-/// The cause and what speaks for it, or what came nearest.
-fn cause(out: &mut String, f: &Finding) -> std::fmt::Result {
-    let Some(cause) = &f.cause else {
-        line(out, "  cause", "not known: nothing tried explains it")?;
-        if let Some(r) = f.rejected.first() {
-            line(
-                out,
-                "  nearest",
-                &format!("{} ({}) leaves {} noise floors", r.id, r.detail, short(r.residual)),
-            )?;
-        }
-        return Ok(());
-    };
-    line(out, "  cause", &format!("{}: {}", cause.id, cause.detail))?;
-    line(
-        out,
-        "  evidence",
-        &format!(
-            "under it, {} noise floors are left of {}; 2 are allowed",
-            short(cause.residual),
-            short(f.ratio)
-        ),
-    )?;
-    if let Some(e) = &cause.element {
-        let index: Vec<String> = e.index.iter().map(ToString::to_string).collect();
-        line(
-            out,
-            "  for example",
-            &format!(
-                "{}[{}]: engine {}, model {}, under the cause {}",
-                e.tap,
-                index.join(","),
-                short(e.engine),
-                short(e.exact),
-                short(e.hypothesis)
-            ),
-        )?;
-    }
-    for other in &cause.equal {
-        line(out, "  or", &format!("{}: {}; it predicts the same", other.id, other.detail))?;
-    }
-    if let Some(tap) = &cause.separate {
-        line(out, "  separate", &format!("record {tap}: there they differ"))?;
-    }
-    if let Some(r) = f.rejected.first() {
-        line(out, "  not", &format!("{} ({}), which leaves {}", r.id, r.detail, short(r.residual)))?;
-    }
-    Ok(())
-}
-
 /// What to do next.
 pub(crate) fn next(check: &Check) -> Option<String> {
     match check.verdict {
@@ -260,6 +294,11 @@ pub(crate) fn next(check: &Check) -> Option<String> {
                     Some(tap) => format!("record {tap}: it tells {} from the others", cause.id),
                     None => format!("firstdiff explain {}", cause.id),
                 });
+            }
+            if let Some(unnamed) = &f.unnamed
+                && let Some(tap) = &unnamed.separate
+            {
+                return Some(format!("record {tap}: it tells {} from the others", unnamed.explains.id));
             }
             Some(if f.operations.len() > 1 {
                 let inner: Vec<&String> = f.operations.iter().filter(|o| **o != f.tap).collect();

@@ -26,6 +26,11 @@ pub fn check(result: &Check) -> Value {
     value
 }
 
+/// A check that was interrupted before its verdict was known: `firstdiff.check/1` without a verdict.
+pub fn interrupted() -> Value {
+    serde_json::json!({"format": "firstdiff.check/1", "verdict": null, "complete": false, "causes_complete": false})
+}
+
 /// A check with a second trace beside it: `firstdiff.check/1`, with the keys `beside` and, before them, what the
 /// two traces say of each other without a model.
 pub fn check_beside(result: &Check, beside: &Beside) -> Value {

@@ -3,15 +3,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
-use firstdiff_compare::{CheckOptions, Verdict, beside, check_with_evidence};
-use firstdiff_diagnose::diagnose;
+use firstdiff_compare::{Check as Checked, CheckOptions, Evidence, Verdict, beside, check_with_evidence};
+use firstdiff_diagnose::{Options, Watch, diagnose_watched};
 use firstdiff_model::{Model, Simulation};
-use firstdiff_reference::Arithmetic;
+use firstdiff_reference::{Arithmetic, Budget, PER_SECOND, Work};
 use firstdiff_trace::Trace;
 
 use crate::args::{OutputFormat, Resources};
 use crate::exit::Exit;
 use crate::export::{self, Only};
+use crate::interrupt::Interrupt;
 use crate::load;
 use crate::out;
 use crate::progress::Progress;
@@ -20,10 +21,13 @@ use crate::progress::Progress;
 /// narrow the estimate; eight already keep it within a factor of 1.6 for values of any size.
 pub const LANES: usize = 9;
 
+/// Seconds of one core that looking for causes may take, unless another budget is given.
+pub const SECONDS: f64 = 10.0;
+
 /// How causes are looked for: a few hypotheses are listed beside the one named, and weights are kept, because many
 /// hypotheses use the same ones in turn.
-pub const DIAGNOSIS: firstdiff_diagnose::Options =
-    firstdiff_diagnose::Options { memory: 256 << 20, lanes: LANES, listed: 5 };
+pub const DIAGNOSIS: Options =
+    Options { memory: 256 << 20, lanes: LANES, listed: 5, budget: SECONDS as u64 * PER_SECOND };
 
 /// Hold an engine's trace against its model.
 ///
@@ -54,6 +58,13 @@ pub struct Check {
     /// The folder for --only, absent or empty
     #[arg(long, value_name = "DIR", requires = "only")]
     export: Option<PathBuf>,
+    /// Do not look for causes: the verdict and the place only
+    #[arg(long)]
+    no_causes: bool,
+    /// Seconds of one core that looking for causes may take. Counted in work, at a fixed rate: the same trace and model
+    /// give the same result under any load
+    #[arg(long, value_name = "SECONDS", default_value_t = SECONDS, value_parser = parse_seconds, conflicts_with = "no_causes")]
+    budget: f64,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: OutputFormat,
@@ -74,6 +85,12 @@ fn parse_layers(text: &str) -> Result<Layers, String> {
     };
     let ranges: Option<Layers> = text.split(',').map(part).collect();
     ranges.ok_or_else(|| format!("'{text}' names no layers; write 3,17-20"))
+}
+
+/// `10`, `0.5`.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().ok().filter(|s| s.is_finite() && *s >= 0.0);
+    seconds.ok_or_else(|| format!("invalid budget '{text}': expected seconds, e.g. 60"))
 }
 
 /// An arithmetic by its name.
@@ -103,7 +120,13 @@ pub fn run(c: &Check) -> Result<Exit> {
         layers: c.layers.clone(),
         ..CheckOptions::default()
     };
-    verdict(&trace, &model, options, c.format, &c.model)
+    let causes = Options {
+        // What may be used besides what is mapped and the values: results do not depend on it.
+        memory: DIAGNOSIS.memory.max(c.resources.memory() / 4),
+        budget: Budget::seconds(c.budget).limit(),
+        ..DIAGNOSIS
+    };
+    verdict(&trace, &model, options, (!c.no_causes).then_some(causes), c.format, &c.model)
 }
 
 /// What the engine simulates: by the arithmetic given, else by the trace. What is no name of a simulation is refused
@@ -137,18 +160,33 @@ fn three_way(c: &Check, trace: &Trace, other: &Trace, model: &Model) -> Result<E
     Ok(exit(check.verdict))
 }
 
-/// Checks and prints; shared with the demo.
+/// Checks, looks for causes where that is asked for, and prints; shared with the demo. The first verdict goes to stderr
+/// before causes are looked for.
 pub fn verdict(
     trace: &Trace,
     model: &Model,
     options: CheckOptions,
+    causes: Option<Options>,
     format: OutputFormat,
     path: &Path,
 ) -> Result<Exit> {
+    let interrupt = Interrupt::new(format);
     let progress = Progress::new("checking");
     let report = |done, total| progress.report(done, total);
-    let result = judge(trace, model, CheckOptions { progress: Some(&report), ..options }, path)?;
+    // Each weight is read once for all steps: there is nothing to keep.
+    let options = CheckOptions { memory: 0, lanes: LANES, progress: Some(&report), ..options };
+    let (mut result, evidence) = check_with_evidence(trace, model, &options)
+        .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
     drop(progress);
+    interrupt.know(&result);
+    if let Some(causes) = causes {
+        if let Some(first) = firstdiff_report::first_verdict(&result) {
+            eprintln!("{}", out::printable(&first));
+        }
+        let search = Search { interrupt: &interrupt, progress: Progress::new("looking for causes") };
+        look_for_causes(&mut result, &evidence, causes, &search);
+    }
+    interrupt.finish();
     match format {
         OutputFormat::Text => out::text(&firstdiff_report::check_text(&result))?,
         OutputFormat::Json => out::json(&firstdiff_report::json::check(&result))?,
@@ -156,26 +194,38 @@ pub fn verdict(
     Ok(exit(result.verdict))
 }
 
-/// Checks, and looks for causes.
-pub fn judge(
-    trace: &Trace,
-    model: &Model,
-    options: CheckOptions,
-    path: &Path,
-) -> Result<firstdiff_compare::Check> {
-    // Each weight is read once for all steps: there is nothing to keep.
+/// Checks and looks for causes.
+pub fn judge(trace: &Trace, model: &Model, options: CheckOptions, path: &Path) -> Result<Checked> {
     let options = CheckOptions { memory: 0, lanes: LANES, ..options };
     let (mut result, evidence) = check_with_evidence(trace, model, &options)
         .map_err(|e| anyhow!("{e} (model: {})", path.display()))?;
-    match diagnose(&mut result, &evidence, DIAGNOSIS) {
-        Ok(()) => {}
-        // A hypothesis may need a weight of a shard that is not here.
-        Err(e) if result.coverage.layers.is_some() => {
-            result.notes.push(format!("the cause was not looked for: {e}"));
-        }
-        Err(e) => return Err(anyhow!("{e} (model: {})", path.display())),
-    }
+    look_for_causes(&mut result, &evidence, DIAGNOSIS, &());
     Ok(result)
+}
+
+/// A hypothesis may need a weight that is not here or cannot be read: the verdict stands.
+fn look_for_causes(result: &mut Checked, evidence: &Evidence, options: Options, watch: &dyn Watch) {
+    if let Err(e) = diagnose_watched(result, evidence, options, watch) {
+        result.notes.push(format!("causes were not all looked for: {e}"));
+    }
+}
+
+/// Who looks on while causes are looked for.
+struct Search<'a> {
+    interrupt: &'a Interrupt,
+    progress: Progress,
+}
+
+impl Watch for Search<'_> {
+    fn progress(&self, done: Work, total: Work) {
+        // Thousandths: the bar counts in the machine's own numbers.
+        let total = (total / 1000).max(1);
+        self.progress.report((done / total).min(1000) as usize, 1000);
+    }
+
+    fn known(&self, check: &Checked) {
+        self.interrupt.know(check);
+    }
 }
 
 /// The exit code of a verdict.

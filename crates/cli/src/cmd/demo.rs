@@ -41,6 +41,7 @@ pub fn run(_c: &Demo) -> Result<Exit> {
         &Trace::open(&trace)?,
         &load::model(&model)?,
         CheckOptions::default(),
+        Some(check::DIAGNOSIS),
         OutputFormat::Text,
         &model,
     )?;

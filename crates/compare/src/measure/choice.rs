@@ -75,6 +75,7 @@ pub(crate) fn compare(
         axis: Axis::Tokens,
         ratios: worst.iter().map(|r| *r as f32).collect(),
         severities: worst.iter().map(severity).collect(),
+        failed: vec![],
     };
     let measured = Measured {
         elements: value.len(),

@@ -149,6 +149,19 @@ pub(crate) enum Reason {
     Offset,
 }
 
+/// A group that fails a test.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failed {
+    /// Its place along the axis.
+    pub index: usize,
+    /// The test: by a factor, by an offset, or by size where there is none.
+    pub reason: Option<Reason>,
+    /// The figure, in the unit of the test's limit.
+    pub figure: f64,
+    /// The least-squares factor of its elements.
+    pub factor: f64,
+}
+
 /// The groups along one axis, judged.
 #[derive(Clone, Debug)]
 pub struct Part {
@@ -159,14 +172,17 @@ pub struct Part {
     /// How wrong each is, in units of its threshold: above 1 is wrong. Groups too small to be judged
     /// have 0.
     pub severities: Vec<f32>,
+    /// The worst group of each test that any fails.
+    pub(crate) failed: Vec<Failed>,
 }
 
 impl Part {
     pub(super) fn new(axis: Axis, groups: &[Group], value: &Value) -> Part {
         let coherence = Coherence::of(groups.iter());
-        let severity = |(index, g): (usize, &Group)| {
+        // The figures of the three tests: size, factor, offset.
+        let figures = |(index, g): (usize, &Group)| -> [f64; 3] {
             if g.elements < THRESHOLDS.min_part {
-                return 0.0;
+                return [0.0; 3];
             }
             let sigmas = |reason| {
                 if value.in_lanes() && g.elements < THRESHOLDS.min_fit {
@@ -179,12 +195,28 @@ impl Part {
                 if sigmas > THRESHOLDS.sigmas / 2.0 {
                     sigmas = sigmas.min(value.clustered(Some((axis, index)), reason));
                 }
-                sigmas / THRESHOLDS.sigmas
+                sigmas
             };
-            (g.ratio() / THRESHOLDS.part).max(sigmas(Reason::Scale)).max(sigmas(Reason::Offset)) as f32
+            [g.ratio(), sigmas(Reason::Scale), sigmas(Reason::Offset)]
         };
-        let severities = groups.iter().enumerate().map(severity).collect();
-        Part { axis, ratios: groups.iter().map(|g| g.ratio() as f32).collect(), severities }
+        let figures: Vec<[f64; 3]> = groups.iter().enumerate().map(figures).collect();
+        let limits = [THRESHOLDS.part, THRESHOLDS.sigmas, THRESHOLDS.sigmas];
+        let severity = |figures: &[f64; 3]| {
+            figures.iter().zip(limits).map(|(figure, limit)| figure / limit).fold(0.0, f64::max) as f32
+        };
+        let reasons = [None, Some(Reason::Scale), Some(Reason::Offset)];
+        let worst = |(test, reason): (usize, Option<Reason>)| {
+            let all = figures.iter().enumerate().map(|(index, figures)| (index, figures[test]));
+            let (index, figure) = all.max_by(|a, b| a.1.total_cmp(&b.1))?;
+            let failed = Failed { index, reason, figure, factor: 1.0 + groups[index].scale() };
+            (figure > limits[test]).then_some(failed)
+        };
+        Part {
+            axis,
+            ratios: groups.iter().map(|g| g.ratio() as f32).collect(),
+            severities: figures.iter().map(severity).collect(),
+            failed: reasons.into_iter().enumerate().filter_map(worst).collect(),
+        }
     }
 
     /// Which groups differ by more than rounding, small ones included.

@@ -9,6 +9,7 @@
 pub(crate) mod choice;
 mod group;
 mod sums;
+mod why;
 
 use firstdiff_model::Axis;
 use firstdiff_reference::Noise;
@@ -17,6 +18,7 @@ use firstdiff_tensor::Tensor;
 pub use choice::Choices;
 pub use group::Part;
 use group::{Coherence, Reason};
+pub use why::{Test, Why};
 
 /// Reported where the true ratio is larger, or infinite because the value may not round at all.
 pub const MAX_RATIO: f64 = 1e9;

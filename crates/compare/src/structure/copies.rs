@@ -12,7 +12,7 @@ fn zeros(view: &View, along: Along) -> Option<String> {
         along.elements(i).all(|e| view.recorded[e] == 0.0) && along.elements(i).any(|e| view.exact[e] != 0.0)
     };
     let wrong: Vec<bool> = (0..along.extent).map(zero).collect();
-    wrong.contains(&true).then(|| {
+    explained(view, along, &wrong).then(|| {
         format!(
             "{}: all zero where the right value is not",
             place::describe(along.axis, &wrong, &|i| i as i64)
@@ -30,8 +30,17 @@ fn repeats(view: &View, along: Along) -> Option<String> {
     };
     let repeated = |i: usize| i > 0 && same(view.recorded, i) && !same(view.exact, i);
     let wrong: Vec<bool> = (0..along.extent).map(repeated).collect();
-    wrong.contains(&true).then(|| {
+    explained(view, along, &wrong).then(|| {
         let place = place::describe(along.axis, &wrong, &|i| i as i64);
         format!("{place}: a copy of the {} before, bit for bit", along.noun())
     })
+}
+
+/// Whether most of the error is at these indices.
+fn explained(view: &View, along: Along, wrong: &[bool]) -> bool {
+    let mut model = view.exact.to_vec();
+    for index in (0..along.extent).filter(|&i| wrong[i]) {
+        along.elements(index).for_each(|e| model[e] = view.recorded[e]);
+    }
+    wrong.contains(&true) && view.explains(0..model.len(), |e| model[e], 0)
 }

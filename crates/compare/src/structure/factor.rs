@@ -4,7 +4,7 @@ use crate::measure::THRESHOLDS;
 /// The right value times a factor: one for everything, or one for each token, key, head or channel.
 pub(super) fn test(view: &View) -> Option<String> {
     if let Some(&[s]) = fit(view, view.whole()).as_deref() {
-        if !apart(view, s) {
+        if s == 0.0 || !apart(view, s) || !view.explains(0..view.exact.len(), |i| s * view.exact[i], 1) {
             return None;
         }
         let flipped = if (s + 1.0).abs() < 1e-2 { ": the sign is flipped" } else { "" };
@@ -16,6 +16,18 @@ pub(super) fn test(view: &View) -> Option<String> {
     axes.into_iter().find_map(|along| {
         let factors = fit(view, along)?;
         let wrong: Vec<bool> = (0..along.extent).map(|i| is_off(view, along, i)).collect();
+        // What is all zero has no factor; another test says it.
+        if factors.iter().zip(&wrong).any(|(s, wrong)| *wrong && *s == 0.0) {
+            return None;
+        }
+        let places = || (0..along.extent).filter(|&i| wrong[i]);
+        let explained = places().all(|index| {
+            let model = |i: usize| factors[index] * view.exact[i];
+            view.explains(along.elements(index), model, 1)
+        });
+        if !explained {
+            return None;
+        }
         let off = || factors.iter().zip(&wrong).filter(|(_, w)| **w).map(|(s, _)| *s);
         let (low, high) = off().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), s| (l.min(s), h.max(s)));
         let place = crate::place::describe(along.axis, &wrong, &|i| i as i64);

@@ -1,8 +1,9 @@
 //! What an error looks like. Rounding is unbiased and has no structure; most bugs have one.
 //!
 //! Each test is a small model of the engine's value ("the right value, its heads permuted"). It holds
-//! when that model leaves no more error than rounding explains; then it says where to look, and it
-//! says so in the finding. One file a test; [`TESTS`] lists them.
+//! when that model leaves no more error than rounding explains, and explains most of the error
+//! ([`View::explains`]); then it says where to look, and it says so in the finding. One file a test; [`TESTS`] lists
+//! them.
 
 mod copies;
 mod factor;

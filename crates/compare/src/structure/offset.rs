@@ -29,6 +29,13 @@ pub(super) fn test(view: &View) -> Option<String> {
     if !offset.iter().all(|o| o.is_finite()) || !(0..tokens.extent).all(fits) {
         return None;
     }
+    let mut moved = view.exact.to_vec();
+    for t in 0..tokens.extent {
+        tokens.elements(t).zip(&offset).for_each(|(i, o)| moved[i] += o);
+    }
+    if !view.explains(0..moved.len(), |i| moved[i], offset.len()) {
+        return None;
+    }
     let largest = offset.iter().fold(0.0f64, |m, o| m.max(o.abs()));
     let far: Vec<bool> = offset.iter().map(|o| o.abs() > 1e-3 * largest).collect();
     Some(format!(

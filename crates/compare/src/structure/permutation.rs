@@ -55,7 +55,19 @@ fn sources(view: &View, along: Along) -> Option<Vec<usize>> {
     // Where one value serves for all indices, "moved" says nothing.
     let first = source.iter().find(|j| **j != usize::MAX)?;
     let all_one = n > 2 && source.iter().all(|j| j == first || *j == usize::MAX);
-    (moved > 0 && lost <= moved && !all_one).then_some(source)
+    if moved == 0 || lost > moved || all_one {
+        return None;
+    }
+    let mut model = view.exact.to_vec();
+    let mut from_outside = vec![false; model.len()];
+    for (i, &j) in source.iter().enumerate() {
+        match j {
+            usize::MAX => along.elements(i).for_each(|e| from_outside[e] = true),
+            j => along.elements(i).zip(along.elements(j)).for_each(|(e, from)| model[e] = view.exact[from]),
+        }
+    }
+    let elements = (0..model.len()).filter(|&e| !from_outside[e]);
+    view.explains(elements, |e| model[e], 0).then_some(source)
 }
 
 fn in_words(along: Along, source: &[usize]) -> String {

@@ -73,6 +73,29 @@ impl<'a> View<'a> {
         self.recorded[i].is_finite() && self.exact[i].is_finite()
     }
 
+    /// Whether a model of the recorded value explains most of the error of some elements: what it leaves beyond
+    /// rounding is at most half of what is there beyond rounding, as a norm. A model of `fitted` numbers takes its
+    /// share of any error, structured or not: what it leaves is spread over the numbers that were not fitted. So a
+    /// rotation, which fits an angle to each pair, must do better than leave half of the squared error.
+    pub fn explains(
+        &self,
+        elements: impl Iterator<Item = usize>,
+        model: impl Fn(usize) -> f64,
+        fitted: usize,
+    ) -> bool {
+        let (mut error, mut left, mut rounding, mut count) = (0.0, 0.0, 0.0, 0usize);
+        for i in elements.filter(|&i| self.counts(i)) {
+            error += (self.recorded[i] - self.exact[i]).powi(2);
+            left += (self.recorded[i] - model(i)).powi(2);
+            rounding += self.variance[i];
+            count += 1;
+        }
+        let Some(free) = count.checked_sub(fitted).filter(|&free| free > 0) else { return false };
+        let left = left * count as f64 / free as f64;
+        // A quarter of the square.
+        error > rounding && left - rounding <= 0.25 * (error - rounding)
+    }
+
     /// What a model of the recorded value leaves over some elements, in noise floors. Where the value
     /// should not round at all, one part in 10^12 of it is let pass: models compute in f64.
     pub fn remainder(&self, elements: impl Iterator<Item = usize>, model: impl Fn(usize) -> f64) -> f64 {

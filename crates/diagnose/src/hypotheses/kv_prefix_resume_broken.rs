@@ -36,7 +36,8 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
         }));
     }
     let mut offsets = vec![(1, 0), (-1, 0), (i64::from(start), 0)];
-    let fitted = fitted_positions(scene, 4 * positions[positions.len() - 1] + 64);
+    let limit = positions[positions.len() - 1].saturating_mul(4).saturating_add(64);
+    let fitted = fitted_positions(scene, limit);
     let offset = fitted.and_then(|fitted| {
         let mut offsets = fitted.iter().zip(positions).map(|(f, p)| i64::from(*f) - i64::from(*p));
         let first = offsets.next()?;

@@ -72,6 +72,10 @@ pub(super) fn moved(scene: &Scene) -> Vec<Edit> {
     if rows != exact.rows() {
         return vec![];
     }
+    // Every row may be compared with every other.
+    if !scene.may((rows * exact.len()) as u64) {
+        return vec![];
+    }
     // Each wrong row is another token's, or was never written.
     let mut from: Vec<Option<usize>> = Vec::with_capacity(rows);
     let mut moved = Vec::new();

@@ -30,7 +30,7 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     let prompt = scene.steps().first().map_or(0, |s| s.positions.len());
     let mut offsets: Vec<i64> = vec![1, -1, tokens as i64, prompt as i64, -(prompt as i64)];
     let mut fitted = Vec::new();
-    let limit = 4 * positions[0] + 64;
+    let limit = positions[0].saturating_mul(4).saturating_add(64);
     if let Some(&[p]) = fitted_positions(scene, limit).as_deref() {
         fitted.push(i64::from(p) - i64::from(positions[0]));
     }

@@ -43,7 +43,8 @@ pub(super) fn propose(scene: &Scene) -> Vec<Edit> {
     push("every row is rotated at the last row's position", 0, vec![rows - 1; rows]);
     push("each row is rotated at the position of the row before", 0, (0..rows).map(|r| r.saturating_sub(1)).collect());
     // The rows whose positions the angles show.
-    let limit = 2 * step.positions.iter().copied().max().unwrap_or(0) + 64;
+    let last = step.positions.iter().copied().max().unwrap_or(0);
+    let limit = last.saturating_mul(2).saturating_add(64);
     let from: Option<Vec<usize>> = fitted_positions(scene, limit)
         .and_then(|fitted| fitted.iter().map(|f| step.positions.iter().position(|p| p == f)).collect());
     if let Some(from) = from.filter(|_| step.sequence.len() <= 16) {

@@ -55,15 +55,20 @@ pub(super) fn model_theta(scene: &Scene) -> Option<f64> {
     nested("rope_scaling").or_else(|| nested("rope_parameters")).or_else(|| scene.number("rope_theta")).or(Some(1e4))
 }
 
+/// Rows whose angles are looked at.
+const ROWS: usize = 32;
+
 /// The base that the angles show. A pair's angle is known up to whole turns: slow pairs of early rows first,
 /// whose turns are none, then faster ones to narrow it down.
 fn fitted(scene: &Scene, dim: usize) -> Option<f64> {
     let angles = angles(scene)?;
     let positions = &scene.input().positions;
+    // A few rows tell; slow pairs of early ones are among them.
+    let each = angles.len().div_ceil(ROWS).max(1);
     let error = |log: f64| -> f64 {
         let theta = log.exp();
         let mut sum = 0.0;
-        for (row, p) in angles.iter().zip(positions) {
+        for (row, p) in angles.iter().zip(positions).step_by(each) {
             for (i, a) in row.iter().enumerate() {
                 let f = theta.powf(-2.0 * i as f64 / dim as f64);
                 sum += 1.0 - (f64::from(*p) * f - a).cos();
@@ -76,6 +81,8 @@ fn fitted(scene: &Scene, dim: usize) -> Option<f64> {
     let step = (0.5 / last).clamp(1e-3, 0.05);
     let (low, high) = (10f64.ln(), 1e9f64.ln());
     let count = ((high - low) / step) as usize;
+    // A power and a cosine are worth some multiply-adds.
+    scene.may([count + 120, angles.len().min(ROWS), dim / 2, 32].iter().map(|&n| n as u64).product()).then_some(())?;
     let best = (0..=count).map(|i| low + i as f64 * step).min_by(|a, b| error(*a).total_cmp(&error(*b)))?;
     let (mut a, mut b) = (best - step, best + step);
     for _ in 0..60 {

@@ -98,18 +98,46 @@ pub(super) fn angles(scene: &Scene) -> Option<Vec<Vec<f64>>> {
     Some(rows.map(|(x, y)| (0..pairs).map(|i| angle(x, y, i)).collect()).collect())
 }
 
+/// Positions that are tried one by one when angles are fitted, beside those of the trace and near to them: as far as
+/// most models' contexts go. Farther ones are found where they lie near a position that the trace has.
+const POSITIONS: u32 = 1 << 17;
+/// So far around positions of the trace others are tried.
+const AROUND: u32 = 1 << 10;
+
 /// Positions that explain the angles of a rotation that stands alone, row by row: the smallest one whose
-/// angles are all right. `None` where a row has none up to `limit`.
+/// angles are all right. `None` where a row has none up to `limit`. What is tried does not grow with the positions
+/// themselves, which a trace may hold as large as it likes.
 pub(super) fn fitted_positions(scene: &Scene, limit: u32) -> Option<Vec<u32>> {
     let (_, frequencies) = rotation(scene)?;
     let angles = angles(scene)?;
+    let tried = tried_positions(scene.steps().iter().flat_map(|s| s.positions.iter().copied()), limit);
+    // A cosine is worth some multiply-adds.
+    let work = [angles.len(), tried.len(), frequencies.len(), 16].iter().map(|&n| n as u64).product();
+    scene.may(work).then_some(())?;
     let fit = |angles: &Vec<f64>| {
         let error = |p: u32| -> f64 {
             frequencies.iter().zip(angles).map(|(f, a)| 1.0 - (f64::from(p) * f - a).cos()).sum()
         };
-        (0..=limit).min_by(|&a, &b| error(a).total_cmp(&error(b)))
+        tried.iter().copied().min_by(|&a, &b| error(a).total_cmp(&error(b)))
     };
     angles.iter().map(fit).collect()
+}
+
+/// The positions to try up to `limit`, in order.
+fn tried_positions(recorded: impl Iterator<Item = u32>, limit: u32) -> Vec<u32> {
+    let mut tried: Vec<u32> = (0..=limit.min(POSITIONS)).collect();
+    if limit > POSITIONS {
+        let beyond: std::collections::BTreeSet<u32> =
+            recorded.filter(|p| p.saturating_add(AROUND) > POSITIONS).collect();
+        // Of a long sequence the first and the last: the others lie between them, and are tried themselves.
+        let ends = [beyond.first(), beyond.last()].into_iter().flatten();
+        tried.extend(ends.flat_map(|&p| p.saturating_sub(AROUND)..=p.saturating_add(AROUND)));
+        tried.extend(beyond.iter().take(1 << 16));
+        tried.retain(|&p| p <= limit);
+        tried.sort_unstable();
+        tried.dedup();
+    }
+    tried
 }
 
 /// Each query head's scores, or sums over values, from the key/value head that `map` gives it.
@@ -230,6 +258,9 @@ pub(super) fn common_factor(scene: &Scene) -> Option<f64> {
     (square > 0.0 && factor.is_finite() && factor != 0.0).then_some(factor)
 }
 
+/// Golden sections: each leaves 0.618 of the interval.
+const SECTIONS: usize = 40;
+
 /// The number, between `low` and `high`, whose edit comes nearest to the engine's value: the best of
 /// `count` on a logarithmic grid, then golden sections.
 pub(super) fn fitted(
@@ -246,11 +277,13 @@ pub(super) fn fitted(
         let error: f64 = value.data().iter().zip(scene.engine.data()).map(|(x, y)| (x - y) * (x - y)).sum();
         if error.is_finite() { error } else { f64::INFINITY }
     };
+    let example = edit(low)?;
+    scene.may_execute(count + 1 + 2 * SECTIONS, &example).then_some(())?;
     let (low, step) = (low.ln(), (high.ln() - low.ln()) / count as f64);
     let grid = (0..=count).map(|i| low + i as f64 * step).map(|x| (error(x), x));
     let (_, best) = grid.min_by(|a, b| a.0.total_cmp(&b.0))?;
     let (mut a, mut b) = (best - step, best + step);
-    for _ in 0..40 {
+    for _ in 0..SECTIONS {
         let (c, d) = (b - (b - a) * 0.618_034, a + (b - a) * 0.618_034);
         if error(c) < error(d) { b = d } else { a = c }
     }
@@ -340,4 +373,22 @@ pub(super) fn visible_keys(scene: &Scene, detail: &str, f: fn(&mut Mask)) -> Vec
         f(&mut Mask { mask: &mut mask, positions, keys, ratio: seen.ratio? });
         Some(mask)
     })]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_that_are_tried_do_not_grow_with_those_of_the_trace() {
+        let all = tried_positions(0..200, 864);
+        assert_eq!(all, (0..=864).collect::<Vec<_>>(), "of a short trace all are");
+        let far = [100_000_000, 100_000_001, u32::MAX];
+        let tried = tried_positions(far.into_iter(), u32::MAX);
+        assert!(tried.len() < 1 << 18, "{}", tried.len());
+        for near in [100_000_000, 100_000_000 - 24, 100_000_002, u32::MAX] {
+            assert!(tried.binary_search(&near).is_ok(), "{near}");
+        }
+        assert!(tried.is_sorted());
+    }
 }

@@ -1,0 +1,45 @@
+//! Why a value is wrong: the tests it failed.
+
+use firstdiff_compare::{Test, Why};
+
+use crate::number::short;
+
+/// Parts that are listed where no test of the whole tensor failed.
+const PARTS: usize = 3;
+
+/// Which tests failed, with figures and limits: those of the whole tensor, else the worst parts.
+pub(crate) fn why(why: &[Why]) -> Option<String> {
+    let of_whole =
+        why.iter().filter(|w| w.axis.is_none() && w.test != Test::NotFinite && w.test != Test::Selection);
+    let mut said: Vec<String> = of_whole.map(reason).collect();
+    if said.is_empty() {
+        said.extend(why.iter().filter(|w| w.axis.is_some()).take(PARTS).map(reason));
+    }
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// `token 10 alone: 5.2 times the noise floor (limit 4)`.
+fn reason(w: &Why) -> String {
+    let place = match (w.axis, w.index) {
+        (Some(axis), Some(index)) => format!("{axis} {index} alone: "),
+        _ => String::new(),
+    };
+    let (value, limit) = (short(w.value), short(w.limit));
+    let sigmas = format!("{value} standard deviations (limit {limit})");
+    match w.test {
+        Test::NoiseFloor => format!("{place}{value} times the noise floor (limit {limit})"),
+        Test::Factor => format!("{place}common factor {}, {sigmas}", factor(w.factor.unwrap_or(1.0))),
+        Test::Offset => format!("{place}common offset, {sigmas}"),
+        Test::NotFinite => format!("{place}{value} elements are not finite"),
+        Test::Selection => format!("{place}{sigmas}"),
+    }
+}
+
+/// Four digits of how far a factor is from one.
+fn factor(x: f64) -> String {
+    let digits = match (x - 1.0).abs() {
+        d if d > 0.0 && d < 0.1 => (3.0 - d.log10()).ceil().clamp(4.0, 12.0) as usize,
+        _ => 4,
+    };
+    format!("{x:.digits$}")
+}
