@@ -108,7 +108,9 @@ impl Executor<'_> {
             let (of_products, of_elements) = match (samples, &op.kind) {
                 (None, _) => (1, 1),
                 // Executed whole in every sample.
-                (Some(n), OpKind::Experts(_) | OpKind::AttnScores(_) | OpKind::AttnHeads(_)) => (n + 2, n + 2),
+                (Some(n), OpKind::Experts(_) | OpKind::AttnScores(_) | OpKind::AttnHeads(_)) => {
+                    (n + 2, n + 2)
+                }
                 (Some(n), _) if computed => (n + 2, n + 2),
                 // Exact, and once more for the variance.
                 (Some(n), _) => (2, n + 2),
@@ -143,9 +145,7 @@ fn parts(program: &Program, op: &Op, counts: &Counts) -> Parts {
             chosen.saturating_mul(3 * (experts.dim as Work).saturating_mul(experts.inner as Work))
         }
         OpKind::IndexScores(_) => elements.saturating_mul(width(&input(0)).max(1)),
-        OpKind::GroupedLinear(_) | OpKind::HcWeights(_) => {
-            matrices(op).saturating_mul(counts.tokens as Work)
-        }
+        OpKind::GroupedLinear(_) | OpKind::HcWeights(_) => matrices(op).saturating_mul(counts.tokens as Work),
         _ => 0,
     };
     // A norm of a few rows reads as much as it writes; a pool reads far more.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Unloaded, Verdict};
 
 use crate::number::{count, short};
-use crate::tokens_text::check_lines;
+use crate::tokens_text::{check_lines, tokens_headline};
 
 /// The verdict and everything it rests on.
 pub fn check_text(check: &Check) -> String {
@@ -37,7 +37,7 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
                 f.segment[0]
             )?,
             Some(f) => writeln!(out, "diverges: the first wrong operation is {} at {}", f.op, f.tap)?,
-            None => writeln!(out, "diverges: another token was chosen than the values call for")?,
+            None => writeln!(out, "{}", tokens_headline(check.tokens.as_ref()))?,
         },
     }
     for u in &check.unloaded {
