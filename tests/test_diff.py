@@ -4,6 +4,7 @@ import json
 import shutil
 
 import bugs
+import firstdiff.transformers as firstdiff_transformers
 import pytest
 import torch
 from firstdiff_binary import AGREES, DIVERGES, ERROR, UNMEASURED
@@ -92,15 +93,17 @@ def test_one_ulp_in_one_key_is_a_run_that_does_not_repeat(firstdiff, traced, aga
     moved = report["moved"]
     assert (moved["step"], moved["tap"], moved["differ"]) == (1, TAP, 1)
     assert moved["ulps"][1] == 1 and sum(moved["ulps"]) == moved["elements"]
-    text = firstdiff("diff", traced(), again).stdout
-    assert text.startswith("non-deterministic") and TAP in text.splitlines()[0], text
+    first = firstdiff("diff", traced(), again).stdout.splitlines()[0]
+    assert first.startswith(f"differs: first at {TAP} in step 1"), first
+    assert "if nothing was rebuilt between the two, the engine is not deterministic" in first, first
 
 
 def test_a_race_is_said_before_any_verdict_on_correctness(firstdiff, traced, again, tiny_folder):
     edit(again, 1, **{TAP: one_ulp})
     result = firstdiff("check", traced(), "--model", tiny_folder("llama"), "--beside", again)
     assert result.code == AGREES, str(result)
-    assert result.stdout.startswith("non-deterministic") and TAP in result.stdout.splitlines()[0], str(result)
+    first = result.stdout.splitlines()[0]
+    assert first.startswith("differs") and TAP in first and "not deterministic" in first, str(result)
     report = firstdiff.check(traced(), tiny_folder("llama"), "--beside", again).json
     assert report["beside"]["diff"]["verdict"] == "non-deterministic"
     # one ulp in a key is rounding, but the cache that was recorded does not hold that key: a cache copies
@@ -280,6 +283,44 @@ def test_traces_without_a_common_value_are_unmeasured(firstdiff, tiny_folder, tm
         firstdiff.trace(tiny_folder("llama"), tmp_path / taps, prompt_ids(5), "--steps", 0, "--taps", taps)
     result = firstdiff("diff", tmp_path / "logits", tmp_path / "embed")
     assert result.code == UNMEASURED and "record the same taps" in result.stdout, str(result)
+
+
+def test_a_trace_without_steps_is_named_as_such(firstdiff, traced, again):
+    for file in again.glob("step-*"):
+        file.unlink()
+    result = firstdiff("diff", traced(), again)
+    assert result.code == UNMEASURED and "the second trace has no steps" in result.stdout, str(result)
+
+
+def test_a_bos_at_the_front_of_one_trace_is_named(firstdiff, traced, tiny_folder, tmp_path):
+    firstdiff.trace(tiny_folder("llama"), tmp_path / "bos", [1, *prompt_ids(12)], "--steps", 1)
+    result = firstdiff("diff", traced(), tmp_path / "bos")
+    assert result.code == ERROR and "the second has one token more at the front, 1: a BOS?" in result.stderr, str(result)
+
+
+def test_the_sequences_of_two_batches_are_compared_by_their_prompts(firstdiff, tiny_folder, tmp_path):
+    """The same engine with its batch in another order; then with one row wrong."""
+    prompts, model = [prompt_ids(7), prompt_ids(7, seed=4)], load(tiny_folder("llama"))
+
+    def batch(name, order):
+        ids = torch.tensor([prompts[i] for i in order])
+        with firstdiff_transformers.record(model, tmp_path / name, taps=["layers.*.out", "logits"]):
+            model(ids, use_cache=True)
+        return tmp_path / name
+
+    a, b = batch("a", [0, 1]), batch("b", [1, 0])
+    report = diff(firstdiff, a, b).json
+    assert report["renumbered"] == [[0, 1], [1, 0]] and report["unpaired"] == [0, 0], report
+    assert report["verdict"] in ("identical", "agrees") and report["rows"], report
+
+    def negate(values):
+        values[2] *= -1  # the third token of what is sequence 1 of the first trace
+        return values
+
+    edit(b, 0, layers__1__out=negate)
+    report = diff(firstdiff, a, b).json
+    assert (report["verdict"], report["first"]["tap"]) == ("differs", "layers.1.out"), report
+    assert report["first"]["worst"]["index"][0] == 7 + 2
 
 
 def test_other_prompts_and_other_models_are_refused(firstdiff, traced, tiny_folder, tmp_path):

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from firstdiff.transformers import record as record_transformers
 from firstdiff_binary import AGREES, DIVERGES, ERROR, UNMEASURED
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tiny import load, prompt_ids
 
 PROMPT = prompt_ids(12, seed=3)
@@ -250,6 +251,210 @@ def test_every_sequence_of_a_batch_is_judged(firstdiff, tiny_folder, tmp_path):
     assert result.code == AGREES, str(result)
     # The last choice of each goes in nowhere, and a batch records no `sampled`.
     assert result.json["tokens"]["compared"] == 2 * 5
+
+
+def decode(tiny_folder, folder, choose=None, feed=None, change=None, say=True, steps=10, sampling=None):
+    """A right model behind a sampler and an input buffer of our own. `choose`: logits, history -> the next token; `feed`:
+    step, tokens chosen so far -> what goes in; `change`: logits, history -> the logits that are recorded."""
+    model, folder = load(tiny_folder("llama")), Path(folder)
+    folder.mkdir()
+    about = {"format": "firstdiff.trace/1", "producer": {"name": "test"}, "arithmetic": {"activations": "f32"}}
+    (folder / "trace.json").write_text(json.dumps({**about, **({"sampling": sampling} if sampling else {})}))
+    choose = choose or (lambda logits, _: int(logits.argmax()))
+    fed, history, chosen, cache = list(PROMPT), [], [], None
+    for number in range(steps):
+        out = model(torch.tensor([fed]), past_key_values=cache, use_cache=True)
+        cache, history, logits = out.past_key_values, history + fed, out.logits[0].clone()
+        if change:
+            logits[-1] = change(logits[-1], history)
+        chosen.append(choose(out.logits[0, -1], history))
+        arrays = {"token_ids": np.array(fed, np.int64), "logits": logits.numpy()}
+        if say:
+            arrays["sampled"] = np.array(chosen[-1:], np.int64)
+        save_file(arrays, folder / f"step-{number:06}.safetensors")
+        fed = [feed(number, chosen) if feed else chosen[-1]]
+    return folder
+
+
+def penalise(factor):
+    """Repetition penalty as transformers defines it."""
+
+    def change(logits, history):
+        logits, seen = logits.clone(), torch.tensor(sorted(set(history)))
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+        return logits
+
+    return change
+
+
+def test_a_token_that_goes_in_again_instead_of_the_chosen_one_is_a_wrong_input(firstdiff, tiny_folder, tmp_path):
+    stale = decode(tiny_folder, tmp_path / "stale", feed=lambda step, chosen: chosen[-1 - (step == 4)])
+    result = firstdiff.check(stale, tiny_folder("llama"))
+    assert result.code == DIVERGES and not result.findings, str(result)
+    wrong = [f for f in result.json["tokens"]["fed_otherwise"] if f["wrong"]]
+    assert [f["step"] for f in wrong] == [5] and wrong[0]["fed"] != wrong[0]["chosen"], str(result)
+    text = firstdiff("check", stale, "--model", tiny_folder("llama")).stdout
+    assert text.startswith("diverges: a token went in that is not the one that was chosen"), text
+
+
+def test_a_right_engine_that_is_given_its_tokens_agrees_and_it_is_said(firstdiff, tiny_folder, tmp_path):
+    text = prompt_ids(10, seed=9)
+    scored = decode(tiny_folder, tmp_path / "scored", feed=lambda step, _: text[step])
+    result = firstdiff.check(scored, tiny_folder("llama"))
+    assert result.code == AGREES, str(result)
+    assert any("taken for given ones" in note for note in result.json["tokens"]["notes"]), str(result)
+    silent = decode(tiny_folder, tmp_path / "silent", feed=lambda step, _: text[step], say=False)
+    result = firstdiff.check(silent, tiny_folder("llama"))
+    assert result.code == AGREES and result.json["tokens"]["unexplained"], str(result)
+
+
+def test_a_broken_sampler_without_sampled_is_not_passed_over_in_silence(firstdiff, tiny_folder, tmp_path):
+    few = decode(tiny_folder, tmp_path / "few", choose=lambda logits, _: int(logits[:40].argmax()), say=False)
+    result = firstdiff.check(few, tiny_folder("llama"))
+    unexplained = result.json["tokens"]["unexplained"]
+    assert unexplained and all(u["would_choose"] >= 40 for u in unexplained), str(result)
+    said = " ".join(result.json["tokens"]["notes"])
+    assert "record `sampled`" in said and "is the best of the ids below" in said, str(result)
+    spoken = decode(tiny_folder, tmp_path / "spoken", choose=lambda logits, _: int(logits[:40].argmax()))
+    assert firstdiff.check(spoken, tiny_folder("llama")).code == DIVERGES
+
+
+@pytest.mark.parametrize("change", ["temperature", "penalty"])
+def test_logits_recorded_after_the_sampler_are_recognised(change, firstdiff, tiny_folder, tmp_path):
+    folder = tiny_folder("llama")
+    penalty = penalise(1.5)
+    if change == "temperature":
+        made = {"change": lambda logits, _: logits / 0.7, "sampling": {"do_sample": False, "temperature": 0.7}}
+    else:
+        choose = lambda logits, history: int(penalty(logits, history).argmax())
+        made = {"change": penalty, "choose": choose, "sampling": {"do_sample": False, "repetition_penalty": 1.5}, "steps": 24}
+    late = decode(tiny_folder, tmp_path / "late", **made)
+    result = firstdiff.check(late, folder)
+    notes = " ".join(result.json["notes"])
+    if change == "temperature":
+        assert result.code == AGREES and "recorded after temperature 0.7 was applied" in notes, str(result)
+    else:
+        assert "repetition_penalty 1.5" in notes and "applied" in notes, str(result)
+    # The same changes without their declaration are another model's logits.
+    bare = declare(late, tmp_path / "bare", sampling={"do_sample": False})
+    result = firstdiff.check(bare, folder)
+    assert result.code == DIVERGES and result.findings[0]["tap"] == "logits", str(result)
+
+
+def test_a_penalty_that_counts_twice_is_named(firstdiff, tiny_folder, tmp_path):
+    once, twice = penalise(1.5), penalise(1.5**2)
+    made = {"sampling": {"do_sample": False, "repetition_penalty": 1.5}, "steps": 24}
+    choose = lambda logits, history: int(twice(logits, history).argmax())
+    folder = tiny_folder("llama")
+    in_place = decode(tiny_folder, tmp_path / "in-place", change=once, choose=choose, **made)
+    result = firstdiff.check(in_place, folder)
+    assert result.code == DIVERGES and result.findings[0]["tap"] == "logits", str(result)
+    assert any("counts twice, as a repetition_penalty of 2.25" in note for note in result.json["notes"]), str(result)
+    apart = decode(tiny_folder, tmp_path / "apart", choose=choose, **made)
+    result = firstdiff.check(apart, folder)
+    assert result.code == DIVERGES and not result.findings, str(result)
+    assert "repetition_penalty 1.5 is applied twice" in result.json["tokens"]["not_following"][0]["why"], str(result)
+
+
+def test_a_penalty_for_each_occurrence_is_named(firstdiff, tiny_folder, tmp_path):
+    def each_time(logits, history):
+        logits = logits.clone()
+        for token in history:
+            logits[token] = logits[token] / 1.2 if logits[token] > 0 else logits[token] * 1.2
+        return int(logits.argmax())
+
+    sampling = {"do_sample": False, "repetition_penalty": 1.2}
+    trace = decode(tiny_folder, tmp_path / "each", choose=each_time, sampling=sampling, steps=24)
+    result = firstdiff.check(trace, tiny_folder("llama"))
+    assert result.code == DIVERGES, str(result)
+    why = result.json["tokens"]["not_following"][0]["why"]
+    assert "once for each occurrence of a token" in why and "all 24 choices follow" in why, why
+
+
+def test_padded_logits_are_compared_without_their_padding(firstdiff, tiny_folder, tmp_path):
+    trace = decode(tiny_folder, tmp_path / "trace", steps=4)
+    for number in range(4):
+        file = trace / f"step-{number:06}.safetensors"
+        tensors = load_file(file)
+        tensors["logits"] = np.pad(tensors["logits"], [(0, 0), (0, 32)], constant_values=99.0)
+        save_file(tensors, file)
+    result = firstdiff.check(trace, tiny_folder("llama"))
+    assert result.code == AGREES and result.json["tokens"]["compared"] == 4, str(result)
+    assert any("32 columns beyond the vocabulary of 96" in note for note in result.json["notes"]), str(result)
+    tensors["sampled"] = np.array([100], np.int64)
+    save_file(tensors, file)
+    result = firstdiff.check(trace, tiny_folder("llama"))
+    assert result.code == DIVERGES and "column of padding" in result.json["tokens"]["not_following"][0]["why"], str(result)
+
+
+def test_a_trace_without_steps_says_so(firstdiff, greedy, tmp_path):
+    folder, trace, _ = greedy
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(trace / "trace.json", empty)
+    result = firstdiff("check", empty, "--model", folder)
+    assert result.code == UNMEASURED and "the trace has no steps" in result.stdout, str(result)
+    result = firstdiff("tokens", trace, empty)
+    assert result.code == UNMEASURED and "b is a trace without steps" in result.stdout, str(result)
+
+
+def test_streams_are_paired_by_prompt_and_a_bos_is_named(firstdiff, tiny_folder, greedy, tmp_path):
+    folder, trace, tokens = greedy
+    model = load(folder)
+    for name, prompts in {"a": [PROMPT, PROMPT[::-1]], "b": [PROMPT[::-1], PROMPT]}.items():
+        with record_transformers(model, tmp_path / name, taps=["logits"]):
+            run(model, prompts, 6, do_sample=False)
+    result = compare(firstdiff, tmp_path / "a", tmp_path / "b")
+    assert result.code == AGREES and result.json["fork"] is None, str(result)
+    assert result.json["compared"] >= 10 and any("paired by their prompts" in n for n in result.json["notes"]), str(result)
+    bos = tmp_path / "bos.json"
+    bos.write_text(json.dumps({"prompt_ids": [1, *PROMPT], "tokens": tokens}))
+    result = compare(firstdiff, trace, bos)
+    assert any("b has one token more at the front, 1: a BOS?" in note for note in result.json["notes"]), str(result)
+    short = tmp_path / "short.json"
+    short.write_text(json.dumps({"prompt_ids": PROMPT, "tokens": tokens[:-3]}))
+    notes = compare(firstdiff, trace, short).json["notes"]
+    assert any("a goes on for 3 tokens where b ends" in note for note in notes), notes
+
+
+def test_choices_of_a_sequence_whose_beginning_was_not_recorded_are_not_compared_with_the_reference(firstdiff, tiny_folder, tmp_path):
+    trace = decode(tiny_folder, tmp_path / "trace", steps=6)
+    for number in range(6):
+        file = trace / f"step-{number:06}.safetensors"
+        if number == 0:
+            file.unlink()
+            continue
+        tensors = load_file(file)
+        tensors["positions"] = np.array([len(PROMPT) + number - 1], np.int64)
+        del tensors["logits"]
+        tensors["embed"] = load(tiny_folder("llama")).model.embed_tokens.weight[tensors["token_ids"]].detach().numpy()
+        save_file(tensors, file)
+        file.rename(trace / f"step-{number - 1:06}.safetensors")
+    result = firstdiff.check(trace, tiny_folder("llama"))
+    assert result.code == AGREES, str(result)
+    assert any("starts at position 12" in note for note in result.json["tokens"]["notes"]), str(result)
+
+
+def test_rows_that_do_not_fit_the_tokens_are_named(firstdiff, tiny_folder, greedy, tmp_path):
+    folder, trace, _ = greedy
+    copy = tmp_path / "copy"
+    shutil.copytree(trace, copy)
+    file = copy / "step-000000.safetensors"
+    tensors = load_file(file)
+    embed = np.zeros((len(PROMPT) + 1, 64), np.float32)
+    save_file({**tensors, "embed": embed}, file)
+    result = firstdiff("check", copy, "--model", folder)
+    assert result.code == ERROR and "one row more than 'token_ids' has tokens: a BOS" in result.stderr, str(result)
+    save_file({**tensors, "embed": np.zeros((2, len(PROMPT), 64), np.float32)}, file)
+    result = firstdiff("check", copy, "--model", folder)
+    assert result.code == ERROR and "a batch of 2: flatten it" in result.stderr, str(result)
+
+
+def test_a_missing_file_is_called_missing_and_help_says_what_files_may_be(firstdiff, tmp_path):
+    result = firstdiff("tokens", tmp_path / "nothing.txt", tmp_path / "nothing.txt")
+    assert result.code == ERROR and "there is no such file or folder" in result.stderr, str(result)
+    said = firstdiff("tokens", "--help").stdout
+    assert "[1, 2, 3]" in said and "1 2 3" in said and '"prompt_ids"' in said, said
 
 
 @pytest.mark.parametrize("text", ["1,two", "[1, 2.5]", "[1,", '{"ids": [1]}', "1 -4"])

@@ -1,5 +1,7 @@
 //! Which recorded values belong to which operations, in which shape.
 
+use std::collections::BTreeMap;
+
 use firstdiff_model::{Axis, Counts, Program};
 use firstdiff_reference::{StepInput, counts};
 use firstdiff_tensor::{Real, Tensor};
@@ -7,6 +9,7 @@ use firstdiff_trace::{Step, Trace, tap};
 
 use crate::Error;
 use crate::replay::input;
+use crate::tokens::late::Undo;
 
 /// How a recorded tensor is brought to the axes of its operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,10 @@ pub(crate) struct Alignment {
     pub unknown: Vec<String>,
     /// Taps whose axes were given in another order.
     pub permuted: Vec<String>,
+    /// Operations over the vocabulary that were recorded with more columns: tokens, and columns.
+    pub padded: BTreeMap<usize, [usize; 2]>,
+    /// The place of the logits, and what a sampler had done to them when they were recorded.
+    pub late: Option<(usize, Undo)>,
 }
 
 impl Alignment {
@@ -54,7 +61,14 @@ impl Alignment {
                     return Err(Error::WholeNumbers { file: step.path().into(), tap: op.tap.clone() });
                 }
                 let fewer_rows = index > last_cache;
-                let Some(placement) = place(&info.shape, &op.axes, &counts, fewer_rows) else {
+                let shape = match padded(&op.tap, &info.shape, &counts.extents(&op.axes)) {
+                    Some((shape, columns)) => {
+                        alignment.padded.insert(index, columns);
+                        shape
+                    }
+                    None => info.shape.clone(),
+                };
+                let Some(placement) = place(&shape, &op.axes, &counts, fewer_rows) else {
                     return Err(Error::Shape {
                         file: step.path().into(),
                         tap: op.tap.clone(),
@@ -87,7 +101,10 @@ impl Alignment {
         file: &Step,
     ) -> Result<Option<Tensor<T>>, Error> {
         let Some(placement) = &self.placements[step][op] else { return Ok(None) };
-        let Some(tensor) = file.read::<T>(name)? else { return Ok(None) };
+        let Some(mut tensor) = file.read::<T>(name)? else { return Ok(None) };
+        if let Some(&[tokens, columns]) = self.padded.get(&op) {
+            tensor = without_padding(tensor, tokens, columns);
+        }
         let shape = tensor.shape().to_vec();
         let tensor = tensor.reshape(placement.grouped.clone()).map_err(|_| Error::Shape {
             file: file.path().into(),
@@ -95,11 +112,45 @@ impl Alignment {
             found: shape,
             expected: placement.grouped.clone(),
         })?;
-        Ok(Some(match &placement.permute {
+        let mut tensor = match &placement.permute {
             Some(order) => tensor.permute(order),
             None => tensor,
-        }))
+        };
+        if let Some((_, undo)) = self.late.as_ref().filter(|(logits, _)| *logits == op) {
+            undo.undo(step, file, &mut tensor);
+        }
+        Ok(Some(tensor))
     }
+}
+
+/// The shape of logits without the columns that lie beyond the vocabulary, with how many tokens and columns there are:
+/// engines make the output matrix a round number of rows.
+fn padded(tap: &str, found: &[usize], expected: &[usize]) -> Option<(Vec<usize>, [usize; 2])> {
+    let (&columns, &tokens) = (found.last()?, expected.last()?);
+    if !matches!(tap, "logits" | "logits_raw") || columns <= tokens || tokens < 2 {
+        return None;
+    }
+    // All rows flattened into one axis are no padding.
+    if columns.is_multiple_of(tokens)
+        && found.iter().filter(|&&d| d != 1).count() < 2
+        && expected.first() != Some(&1)
+    {
+        return None;
+    }
+    let mut shape = found.to_vec();
+    *shape.last_mut()? = tokens;
+    Some((shape, [tokens, columns]))
+}
+
+/// The columns of the vocabulary alone.
+fn without_padding<T: Real>(tensor: Tensor<T>, tokens: usize, columns: usize) -> Tensor<T> {
+    let mut shape = tensor.shape().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == columns && columns > tokens => *last = tokens,
+        _ => return tensor,
+    }
+    let data = tensor.data().chunks_exact(columns).flat_map(|row| row[..tokens].iter().copied()).collect();
+    Tensor::new(shape, data).unwrap_or(tensor)
 }
 
 /// Finds how `found` holds the axes: as they are, with adjacent ones merged or extents of 1 added,
@@ -214,6 +265,17 @@ mod tests {
         assert_eq!(place(&[4, 5, 11], &axes, &counts(), false), None);
         let entries = [Axis::NewEntries(3), Axis::Channels(8)];
         assert_eq!(place(&[0, 8], &entries, &counts(), false).unwrap().grouped, [0, 8], "none is complete");
+    }
+
+    #[test]
+    fn columns_beyond_the_vocabulary_are_padding() {
+        assert_eq!(padded("logits", &[5, 128], &[5, 96]), Some((vec![5, 96], [96, 128])));
+        assert_eq!(padded("logits", &[128], &[5, 96]), Some((vec![96], [96, 128])));
+        assert_eq!(padded("logits", &[5, 96], &[5, 96]), None);
+        assert_eq!(padded("logits", &[480], &[5, 96]), None, "all rows in one axis");
+        assert_eq!(padded("final_norm", &[5, 128], &[5, 96]), None);
+        let logits = Tensor::<f64>::new([2, 3], vec![1.0, 2.0, 9.0, 3.0, 4.0, 9.0]).unwrap();
+        assert_eq!(without_padding(logits, 2, 3).data(), [1.0, 2.0, 3.0, 4.0]);
     }
 
     #[test]

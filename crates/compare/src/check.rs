@@ -18,8 +18,8 @@ use crate::inspection::{inspect, inspect_some};
 use crate::parts::{self, Chosen, LayersChecked};
 use crate::replay::{Ambiguous, Judged, input};
 use crate::shared::{Shared, shared};
-use crate::side_by_side::Replayed;
-use crate::tokens::{self, Tokens};
+use crate::side_by_side::{Replayed, replay};
+use crate::tokens::{self, Tokens, late};
 
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -183,9 +183,15 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     };
     let suspicions = suspicions(model, &chosen)?;
     let setting = Setting { trace, model, alignment: &alignment, chosen: &chosen, steps: &steps, options };
-    let Settled { arithmetic, used, replayed, doubt } =
+    let Settled { arithmetic, used, mut replayed, doubt } =
         arithmetic::settle(setting, possible, options.arithmetic.is_some())?;
 
+    let late = late::find(trace, model, &mut replayed.judged, |op, undo| {
+        let alignment = Alignment { late: Some((op, undo)), ..alignment.clone() };
+        let chosen = parts::only(&model.program, &alignment, op);
+        let options = &CheckOptions { progress: None, ..options.clone() };
+        Ok(replay(trace, model, &alignment, &chosen, &steps, &arithmetic, options)?.judged)
+    })?;
     let findings = findings(&replayed.judged, &model.program, trace, &alignment);
     let coverage = coverage(trace, model, &alignment, &chosen, &replayed.judged);
     let tokens = if coverage.taps == 0 || coverage.layers.is_some() {
@@ -196,7 +202,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         let report =
             options.progress.map(|p| move |done: usize| p(replayed + done * replayed / all, 2 * replayed));
         let report = report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync));
-        tokens::compare(trace, model, &arithmetic, options.lanes, report)?
+        tokens::compare(trace, model, &arithmetic, options.lanes, late.as_ref(), report)?
     };
     let diverged = tokens.as_ref().is_some_and(Tokens::diverge);
     let verdict = if coverage.taps == 0 {
@@ -212,6 +218,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         .map(|j| (model.program.ops[j.op].tap.clone(), j.measured.severity()))
         .max_by(|a, b| a.1.total_cmp(&b.1));
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
+    notes.extend(late.map(|late| late.note()));
     notes.extend(doubt);
     notes.extend(unrecorded_layers(&chosen, &coverage));
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
@@ -381,6 +388,12 @@ fn notes(
             "{tap} was recorded with its axes in another order; compared in docs/TRACE.md's order"
         ));
     }
+    if let Some([tokens, columns]) = alignment.padded.values().next() {
+        notes.push(format!(
+            "the logits have {} columns beyond the vocabulary of {tokens}: padding, which is not compared",
+            columns - tokens
+        ));
+    }
     if let Some(first) = findings.first()
         && first.tap == "embed"
         && first.structure.is_empty()
@@ -399,13 +412,17 @@ fn notes(
             checked.len()
         ));
     }
-    if coverage.taps == 0 {
+    if trace.steps.is_empty() {
+        notes.push(
+            "the trace has no steps: the engine stopped before its first one, or nothing was recorded".into(),
+        );
+    } else if coverage.taps == 0 {
         notes.push("no recorded value could be compared; record `logits` next, then `layers.*.out`".into());
     }
     if diverged && findings.is_empty() {
         notes.push(
-            "every recorded value follows from the ones before it, yet another token was chosen: \
-             look at sampling, or at operations that were not recorded"
+            "every recorded value follows from the ones before it, yet a token is another one: look at sampling, at \
+             what goes in next, or at operations that were not recorded"
                 .into(),
         );
     }

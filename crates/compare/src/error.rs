@@ -17,7 +17,8 @@ pub enum Error {
     /// A recorded value has a shape that the model's operation cannot have.
     #[error(
         "{file}: tap '{tap}' has shape {found:?} where this model has {expected:?}; \
-         is the trace of this model? (tap names and axes are in docs/TRACE.md)"
+         {} (tap names and axes are in docs/TRACE.md)",
+        shape_hint(found, expected)
     )]
     Shape {
         /// The step file.
@@ -53,7 +54,7 @@ pub enum Error {
     },
     /// A token that the model does not have.
     #[error(
-        "{file}: 'token_ids' row {row} is {token}, outside this model's vocabulary of {vocab}; the trace is of another model, or its ids are damaged"
+        "{file}: 'token_ids' row {row} is {token}, outside this model's vocabulary of {vocab}; the trace is of another model, its ids are damaged, or a column beyond the vocabulary of padded logits was chosen"
     )]
     Vocabulary {
         /// The step file.
@@ -123,7 +124,7 @@ pub enum Error {
         other: Vec<usize>,
     },
     /// Both traces must be of the same tokens.
-    #[error("step {step}: the traces hold different tokens; record both on the same tokens ({reason})")]
+    #[error("step {step}: the traces hold different tokens ({reason}); record both on the same tokens")]
     Tokens {
         /// The step.
         step: usize,
@@ -146,6 +147,12 @@ pub enum Error {
         /// What is missing.
         needed: Box<firstdiff_model::Error>,
     },
+    /// No file or folder of that name.
+    #[error("{file}: there is no such file or folder")]
+    Missing {
+        /// What was asked for.
+        file: PathBuf,
+    },
     /// A file that is no list of token ids.
     #[error(
         "{file}: {reason}; expected a trace folder, or a file with the JSON of `firstdiff run --format json`, a JSON array \
@@ -157,4 +164,76 @@ pub enum Error {
         /// What is wrong in it.
         reason: String,
     },
+}
+
+/// What is likely wrong with a shape: rows that do not fit the tokens are a matter of recording, other extents of the model.
+fn shape_hint(found: &[usize], expected: &[usize]) -> String {
+    let plain = |shape: &[usize]| shape.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
+    let ([tokens, rest @ ..], found) = (expected, plain(found)) else {
+        return "is the trace of this model?".into();
+    };
+    let width: usize = rest.iter().product();
+    let product = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(0);
+    // Without its axis of rows a tensor may hold a single one.
+    let rows = match found.as_slice() {
+        all @ [rows, inner @ ..] => {
+            if product(inner) == width {
+                Some(*rows)
+            } else if product(all) == width {
+                Some(1)
+            } else {
+                None
+            }
+        }
+        [] => None,
+    };
+    if let Some(rows) = rows.filter(|_| width > 1) {
+        return match rows.checked_sub(*tokens) {
+            Some(1) => "it has one row more than 'token_ids' has tokens: a BOS that is missing there?".into(),
+            Some(n) if n > 0 => format!(
+                "it has {n} rows more than 'token_ids' has tokens: padding, or tokens that are missing there? Each row \
+                 needs its token"
+            ),
+            _ => format!(
+                "it has {} rows fewer than 'token_ids' has tokens: only the logits, and what else follows the last \
+                 layer's keys, may be of the last rows alone",
+                tokens - rows
+            ),
+        };
+    }
+    if let [batch, each, inner @ ..] = found.as_slice()
+        && !inner.is_empty()
+        && product(inner) == width
+        && batch.checked_mul(*each).is_some_and(|n| n >= *tokens)
+    {
+        return format!(
+            "it looks like a batch of {batch}: flatten it to one row a token, leave padding out, and give each row its \
+             'sequence'"
+        );
+    }
+    "is the trace of this model?".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shape_hint;
+
+    #[test]
+    fn what_is_wrong_with_a_shape_is_said_where_it_can_be_told() {
+        for (found, expected, says) in [
+            (&[6, 576][..], &[5, 576][..], "one row more than 'token_ids' has tokens: a BOS"),
+            (&[1, 6, 576], &[5, 576], "one row more"),
+            (&[6, 4, 16], &[5, 4, 16], "one row more"),
+            (&[9, 576], &[5, 576], "4 rows more"),
+            (&[576], &[5, 576], "4 rows fewer"),
+            (&[3, 576], &[5, 576], "2 rows fewer"),
+            (&[2, 7, 128], &[14, 128], "a batch of 2"),
+            (&[5, 64], &[5, 128], "is the trace of this model?"),
+            (&[6, 64], &[5, 128], "is the trace of this model?"),
+            (&[], &[5, 128], "is the trace of this model?"),
+        ] {
+            let hint = shape_hint(found, expected);
+            assert!(hint.contains(says), "{found:?} {expected:?}: {hint}");
+        }
+    }
 }

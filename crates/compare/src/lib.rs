@@ -36,7 +36,7 @@ pub use replay::Ambiguous;
 pub use shared::Shared;
 pub use structure::Structure;
 pub use tokens::{
-    BestTen, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens, TokensOptions,
-    TokensReport, Top, Tops, tokens,
+    BestTen, FedOtherwise, Fork, Loop, Mismatch, NotFollowing, Source, Stop, TokenKind, Tokens,
+    TokensOptions, TokensReport, Top, Tops, Unexplained, tokens,
 };
 pub use ulps::Ulps;

@@ -63,6 +63,11 @@ pub(crate) fn choose(
     Ok(Chosen { ops, layers: Some(LayersChecked { checked, of }) })
 }
 
+/// One operation, and what has to be computed for it.
+pub(crate) fn only(program: &Program, alignment: &Alignment, op: usize) -> Chosen {
+    Chosen { ops: with_inputs(program, vec![op], |input| !starts(program, alignment, input)), layers: None }
+}
+
 /// These operations and those that they read, as far as `follow` says so, in order of execution.
 fn with_inputs(program: &Program, ops: Vec<usize>, follow: impl Fn(usize) -> bool) -> Vec<usize> {
     let (mut found, mut pending): (BTreeSet<usize>, _) = (ops.iter().copied().collect(), ops);

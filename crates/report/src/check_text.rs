@@ -6,7 +6,7 @@ use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Shared, Unloaded, Ve
 
 use crate::cause_text::cause;
 use crate::number::{count, short};
-use crate::tokens_text::check_lines;
+use crate::tokens_text::{check_lines, tokens_headline};
 use crate::why_text::why;
 
 /// The verdict and everything it rests on.
@@ -90,7 +90,7 @@ fn headline(check: &Check) -> String {
                 f.segment[0]
             ),
             Some(f) => format!("diverges: the first wrong operation is {} at {}", f.op, f.tap),
-            None => "diverges: the chosen token does not follow from the recorded logits".into(),
+            None => tokens_headline(check.tokens.as_ref()).to_string(),
         },
     }
 }

@@ -23,6 +23,14 @@ pub(crate) fn headline(diff: &Diff) -> String {
     };
     let c = &diff.circumstances;
     match diff.verdict {
+        DiffVerdict::Unmeasured if diff.steps.contains(&0) => {
+            let which = match diff.steps {
+                [0, 0] => "both traces have no steps",
+                [0, _] => "the first trace has no steps",
+                _ => "the second trace has no steps",
+            };
+            format!("unmeasured: {which}: the engine stopped before its first one, or nothing was recorded")
+        }
         DiffVerdict::Unmeasured => "unmeasured: the traces have no value in common".into(),
         DiffVerdict::Identical => {
             format!("identical: all {} common values are equal bit for bit", count(diff.rows.len()))
@@ -31,7 +39,7 @@ pub(crate) fn headline(diff: &Diff) -> String {
             "agrees: the traces differ by no more than rounding in their formats leaves".into()
         }
         DiffVerdict::NonDeterministic => format!(
-            "non-deterministic: one engine gave two results for the same tokens; the first tap that moved is {}",
+            "differs: first at {}; if nothing was rebuilt between the two, the engine is not deterministic",
             place(&diff.moved)
         ),
         DiffVerdict::OtherWeights => match &c.fingerprints {
@@ -144,7 +152,10 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
     let elements = diff.rows.iter().map(|r| r.elements).sum();
     let differ = diff.rows.iter().map(|r| r.differ).sum();
     let how = if diff.by_rows {
-        ", paired by sequence and position: the steps are divided differently"
+        match diff.renumbered.is_empty() {
+            true => ", paired by sequence and position: the steps are divided differently",
+            false => ", paired by prompt and position: sequences have other numbers",
+        }
     } else {
         ""
     };
@@ -170,6 +181,13 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
             "tokens",
             &format!("the traces chose different tokens after step {step}; later steps are not compared"),
         )?;
+    }
+    if let [x, y] = diff.unpaired
+        && diff.by_rows
+        && x + y > 0
+    {
+        let text = format!("{} of the first trace and {} of the second are not in both", count(x), count(y));
+        say(out, "other tokens", &text)?;
     }
     if let [a, b] = diff.steps
         && a != b
@@ -199,12 +217,13 @@ fn write(out: &mut String, diff: &Diff) -> std::fmt::Result {
 fn next(diff: &Diff) -> Option<String> {
     Some(match diff.verdict {
         DiffVerdict::Identical | DiffVerdict::Agrees => return None,
+        DiffVerdict::Unmeasured if diff.steps.contains(&0) => return None,
         DiffVerdict::Unmeasured => "record the same taps in both: `logits`, then `layers.*.out`".into(),
         DiffVerdict::NonDeterministic => {
             let tap = diff.moved.as_ref().map_or("the sampler", |r| r.tap.as_str());
             format!(
-                "look for a race, or an order of summation that varies, in what writes {tap}; if the engine was \
-                 changed between the two runs, give it another version"
+                "if the engine was changed between the two runs, that is the change; give it another version. If not: look \
+                 for a race, or an order of summation that varies, in what writes {tap}"
             )
         }
         DiffVerdict::OtherWeights => "record both again from one file, then compare".into(),

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use firstdiff_compare::{Fork, Loop, NotFollowing, Stop, TokenKind, Tokens, TokensReport, Top, Verdict};
+use firstdiff_compare::{
+    FedOtherwise, Fork, Loop, NotFollowing, Stop, TokenKind, Tokens, TokensReport, Top, Verdict,
+};
 
 use crate::number::{count, short};
 
@@ -11,7 +13,7 @@ pub(crate) fn check_lines(t: &Tokens) -> Vec<String> {
     let mut lines = Vec::new();
     if t.compared > 0 {
         lines.push(against_reference(t));
-    } else {
+    } else if t.with_logits > 0 || t.unexplained.is_empty() {
         let recorded = format!(
             "{} choices held against their own logits and the declared sampling",
             count(t.with_logits)
@@ -25,10 +27,22 @@ pub(crate) fn check_lines(t: &Tokens) -> Vec<String> {
         });
     }
     lines.extend(t.not_following.first().map(|n| not_following(n, t.not_following.len(), "")));
+    let fed: Vec<&FedOtherwise> = t.fed_otherwise.iter().filter(|f| f.wrong).collect();
+    lines.extend(fed.first().map(|f| fed_otherwise(f, fed.len(), "")));
     lines.extend(t.stops.first().map(|s| stop(s, t.stops.len(), "")));
     lines.extend(t.loops.first().map(|l| looped(l, "")));
     lines.extend(t.notes.iter().cloned());
     lines
+}
+
+/// The verdict of a check whose values are right and whose tokens are not.
+pub(crate) fn tokens_headline(tokens: Option<&Tokens>) -> &'static str {
+    let input = |t: &Tokens| t.not_following.is_empty() && t.fed_otherwise.iter().any(|f| f.wrong);
+    if tokens.is_some_and(input) {
+        "diverges: a token went in that is not the one that was chosen"
+    } else {
+        "diverges: another token was chosen than the values call for"
+    }
 }
 
 fn against_reference(t: &Tokens) -> String {
@@ -78,6 +92,10 @@ fn write(out: &mut String, r: &TokensReport) -> std::fmt::Result {
         if let Some(first) = all.first() {
             line(out, "choice", &not_following(first, all.len(), &format!("{side}: ")))?;
         }
+        let all: Vec<&FedOtherwise> = r.fed_otherwise.iter().filter(|f| f.wrong && f.side == side).collect();
+        if let Some(first) = all.first() {
+            line(out, "input", &fed_otherwise(first, all.len(), &format!("{side}: ")))?;
+        }
         let all: Vec<&Stop> = r.stops.iter().filter(|s| s.side == side).collect();
         if let Some(first) = all.first() {
             line(out, "stop", &stop(first, all.len(), &format!("{side}: ")))?;
@@ -108,6 +126,9 @@ fn headline(r: &TokensReport) -> String {
         (Verdict::Diverges, _) if !r.not_following.is_empty() => {
             "diverges: a token was chosen that does not follow from its own logits".into()
         }
+        (Verdict::Diverges, _) if r.fed_otherwise.iter().any(|f| f.wrong) => {
+            "diverges: a token went in that is not the one that was chosen".into()
+        }
         (Verdict::Diverges, _) => "diverges: a stop id was emitted and ignored".into(),
         (Verdict::Agrees, Some(TokenKind::TieFlip)) => {
             format!("agrees: a tie at generated token {at}, which rounding decides")
@@ -115,6 +136,9 @@ fn headline(r: &TokensReport) -> String {
         (Verdict::Agrees, None) => "agrees: the same tokens".into(),
         (Verdict::Unmeasured, _) if r.fork.is_some() => {
             format!("unmeasured: the tokens part at generated token {at}, and nothing tells why")
+        }
+        (Verdict::Unmeasured, _) if r.empty.is_some() => {
+            format!("unmeasured: {} is a trace without steps", r.empty.as_deref().unwrap_or_default())
         }
         (Verdict::Unmeasured, _) => "unmeasured: no generated tokens in common".into(),
     }
@@ -187,6 +211,17 @@ fn not_following(n: &NotFollowing, total: usize, side: &str) -> String {
         n.chosen,
         n.step,
         n.why,
+        more(total)
+    )
+}
+
+fn fed_otherwise(f: &FedOtherwise, total: usize, side: &str) -> String {
+    let stale = f.stale.as_ref().map_or(String::new(), |s| format!(": it is {s}"));
+    format!(
+        "{side}{} went in with step {} where {} was chosen{stale}{}",
+        f.fed,
+        f.step,
+        f.chosen,
         more(total)
     )
 }

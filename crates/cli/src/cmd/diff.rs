@@ -12,7 +12,7 @@ use crate::out;
 /// Compare two traces of the same tokens, without a model.
 ///
 /// Says first whether they can be compared at all: a run that does not repeat, other weights, another
-/// arithmetic. Nothing is replayed: an error upstream shows in everything after it. Exit code 0: equal up
+/// arithmetic. Sequences are paired by their prompts. Nothing is replayed: an error upstream shows in everything after it. Exit code 0: equal up
 /// to what rounding in their formats leaves; 1: not; 3: no value in common.
 #[derive(Debug, ClapArgs)]
 pub struct Diff {

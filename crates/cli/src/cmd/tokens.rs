@@ -13,18 +13,27 @@ use crate::out;
 
 /// Compare the tokens two engines chose: where they part, and whether rounding decides it.
 ///
-/// A and B are traces, or files with token ids: the JSON of `firstdiff run --format json`, a JSON
-/// array, or ids separated by commas or spaces. With a model, a fork is judged by the reference; without one, by
+/// A and B are traces (folders), or files with token ids, in one of three formats:
+///
+///   [1, 2, 3]                                    a JSON array of ids
+///   1 2 3  or  1,2,3                             ids separated by spaces, line ends or commas
+///   {"prompt_ids": [1, 2], "tokens": [3, 4]}     as `firstdiff run --format json` prints
+///
+/// Only the last one, and traces, tell the prompt from the output; a list is compared as a whole, or behind the other
+/// side's prompt. Sequences of traces are paired by their prompts.
+///
+/// With a model, a fork is judged by the reference; without one, by
 /// the recorded logits of both sides. Also reports output that repeats itself, stop ids that were
 /// ignored, and choices that do not follow from the declared sampling.
 ///
 /// Exit code 0: the same, or parted by a tie; 1: not, or something reported is wrong; 3: nothing to
 /// compare, or a fork that cannot be judged.
 #[derive(Debug, ClapArgs)]
+#[command(verbatim_doc_comment)]
 pub struct Tokens {
-    /// One stream
+    /// One stream: a trace folder, or a file of token ids ([1, 2, 3], or 1 2 3)
     a: PathBuf,
-    /// The other
+    /// The other, in the same formats
     b: PathBuf,
     /// The model: judges the fork, shows text, and says which ids stop
     #[arg(long)]

@@ -70,6 +70,10 @@ pub struct Diff {
     pub by_rows: bool,
     /// The first step after which the traces chose different tokens.
     pub first_other_token: Option<usize>,
+    /// Sequences that belong together by their prompts and have other numbers: in the first trace, in the second.
+    pub renumbered: Vec<[i64; 2]>,
+    /// Tokens of each trace that the other does not have.
+    pub unpaired: [usize; 2],
 }
 
 /// Compares `a` and `b` tap by tap.
@@ -124,6 +128,8 @@ pub fn diff(a: &Trace, b: &Trace) -> Result<Diff, Error> {
         not_compared,
         by_rows: pairing.by_rows,
         first_other_token: fork,
+        renumbered: pairing.renumbered,
+        unpaired: pairing.unpaired,
     })
 }
 

@@ -1,10 +1,11 @@
 //! Which rows of one trace are which rows of the other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use firstdiff_trace::{Step, TapInfo, Trace, tap};
 
 use crate::Error;
+use crate::tokens::{chosen, one_more_in_front};
 
 /// Rows that follow one another in a step of both traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +27,121 @@ pub(crate) struct Pairing {
     pub by_rows: bool,
     /// The step after which the traces chose different tokens.
     pub first_other_token: Option<usize>,
+    /// Sequences that belong together by their prompts and have other numbers: in the first trace, in the second.
+    pub renumbered: Vec<[i64; 2]>,
+    /// Rows of each trace that are in no run.
+    pub unpaired: [usize; 2],
 }
 
-/// Pairs the steps of two traces, or their rows by sequence and position where the steps differ.
+/// Pairs the steps of two traces, or their rows by sequence and position where the steps differ, or where sequences
+/// with one prompt have other numbers.
 pub(crate) fn pair(a: &Trace, b: &Trace) -> Result<Pairing, Error> {
     let alike = |(x, y): (&Step, &Step)| x.positions == y.positions && x.sequence == y.sequence;
-    if a.steps.iter().zip(&b.steps).all(alike) { by_steps(a, b) } else { by_rows(a, b) }
+    let partners = partners(a, b)?;
+    let renumbered: Vec<[i64; 2]> = partners.iter().map(|(x, y)| [*x, *y]).filter(|[x, y]| x != y).collect();
+    let mut pairing = if renumbered.is_empty() && a.steps.iter().zip(&b.steps).all(alike) {
+        by_steps(a, b)?
+    } else {
+        by_rows(a, b, &partners)?
+    };
+    pairing.renumbered = renumbered;
+    let paired: usize = pairing.runs.iter().map(|run| run.rows).sum();
+    pairing.unpaired = [a, b].map(|t| t.steps.iter().map(Step::rows).sum::<usize>() - paired);
+    Ok(pairing)
+}
+
+/// One sequence: its tokens by position, as they went in first, and how many of them went in with its first step.
+#[derive(Default)]
+struct Text {
+    ids: BTreeMap<i64, i64>,
+    together: usize,
+}
+
+impl Text {
+    fn all(trace: &Trace) -> BTreeMap<i64, Text> {
+        let mut texts: BTreeMap<i64, Text> = BTreeMap::new();
+        for step in &trace.steps {
+            let mut begun: Vec<i64> = Vec::new();
+            for ((&sequence, &position), &id) in
+                step.sequence.iter().zip(&step.positions).zip(&step.token_ids)
+            {
+                let text = texts.entry(sequence).or_default();
+                if text.ids.is_empty() {
+                    begun.push(sequence);
+                }
+                text.ids.entry(position).or_insert(id);
+                text.together += usize::from(begun.contains(&sequence));
+            }
+        }
+        texts
+    }
+
+    /// Tokens that both have in common from the first common position on; `None` where they differ within what went in
+    /// together: these are other prompts.
+    fn common(&self, other: &Text) -> Option<usize> {
+        let both = self.ids.iter().filter_map(|(at, id)| other.ids.get(at).map(|there| id == there));
+        let n = both.clone().take_while(|same| *same).count();
+        (n > 0 && n >= self.together.min(other.together).min(both.count())).then_some(n)
+    }
+}
+
+/// Above so many sequences a side, sequences belong together by their numbers alone: comparing each with each takes the
+/// square of their number.
+const MOST: usize = 512;
+
+/// For each sequence of the first trace, the one of the second with the same prompt. Of several, the one with the same
+/// number, then the one that has most tokens in common.
+fn partners(a: &Trace, b: &Trace) -> Result<BTreeMap<i64, i64>, Error> {
+    let (here, there) = (Text::all(a), Text::all(b));
+    let by_number = || here.keys().filter(|q| there.contains_key(*q)).map(|q| (*q, *q)).collect();
+    let same = |q: &i64| here.get(q).zip(there.get(q)).is_none_or(|(x, y)| x.common(y).is_some());
+    if here.keys().all(same) && here.keys().any(|q| there.contains_key(q))
+        || here.len().max(there.len()) > MOST
+    {
+        return Ok(by_number());
+    }
+    let mut found: Vec<(usize, bool, i64, i64)> = Vec::new();
+    for (x, text) in &here {
+        found.extend(there.iter().filter_map(|(y, other)| Some((text.common(other)?, x == y, *x, *y))));
+    }
+    // Whatever was chosen later: the prompts decide, and of equal ones the number.
+    found.sort_by_key(|&(common, numbered, x, y)| (!numbered, std::cmp::Reverse(common), x, y));
+    let (mut pairs, mut taken) = (BTreeMap::new(), Vec::new());
+    for (_, _, x, y) in found {
+        if !pairs.contains_key(&x) && !taken.contains(&y) {
+            pairs.insert(x, y);
+            taken.push(y);
+        }
+    }
+    if pairs.is_empty() && !here.is_empty() && !there.is_empty() {
+        return Err(other_prompts(a, &here, &there));
+    }
+    Ok(pairs)
+}
+
+/// What is said where no prompt of one trace is in the other.
+fn other_prompts(a: &Trace, here: &BTreeMap<i64, Text>, there: &BTreeMap<i64, Text>) -> Error {
+    let ids = |texts: &BTreeMap<i64, Text>| -> Vec<i64> {
+        texts.values().next().map_or_else(Vec::new, |t| t.ids.values().copied().collect())
+    };
+    let (x, y) = (ids(here), ids(there));
+    let first = here.values().next().zip(there.values().next());
+    let differ = first.and_then(|(p, q)| {
+        p.ids
+            .iter()
+            .find_map(|(at, id)| q.ids.get(at).filter(|other| *other != id).map(|other| (*at, *id, *other)))
+    });
+    let step = |at: i64| a.steps.iter().position(|s| s.positions.contains(&at)).unwrap_or(0);
+    if let Some(front) = one_more_in_front(&x, &y, ["the first", "the second"]) {
+        return Error::Tokens { step: 0, reason: front };
+    }
+    match differ {
+        Some((at, p, q)) => {
+            let reason = format!("at position {at} one has {p} where the other has {q}");
+            Error::Tokens { step: step(at), reason }
+        }
+        None => Error::Tokens { step: 0, reason: "no sequence and position is in both".to_string() },
+    }
 }
 
 fn by_steps(a: &Trace, b: &Trace) -> Result<Pairing, Error> {
@@ -42,7 +152,9 @@ fn by_steps(a: &Trace, b: &Trace) -> Result<Pairing, Error> {
             break;
         }
         pairing.runs.push(Run { steps: [s, s], first: [0, 0], rows: x.rows() });
-        if x.sampled.is_some() && y.sampled.is_some() && x.sampled != y.sampled {
+        let mut sequences = x.sequence.clone();
+        sequences.dedup();
+        if sequences.iter().any(|q| chosen(x, *q).zip(chosen(y, *q)).is_some_and(|(x, y)| x != y)) {
             pairing.first_other_token = Some(s);
             break;
         }
@@ -58,7 +170,7 @@ fn fork(step: usize, at: &Step, a: i64, b: i64) -> Result<usize, Error> {
     }
 }
 
-fn by_rows(a: &Trace, b: &Trace) -> Result<Pairing, Error> {
+fn by_rows(a: &Trace, b: &Trace, partners: &BTreeMap<i64, i64>) -> Result<Pairing, Error> {
     let mut there = HashMap::new();
     for (s, step) in b.steps.iter().enumerate() {
         for (row, (&sequence, &position)) in step.sequence.iter().zip(&step.positions).enumerate() {
@@ -70,7 +182,8 @@ fn by_rows(a: &Trace, b: &Trace) -> Result<Pairing, Error> {
     let mut forked = Vec::new();
     for (s, step) in a.steps.iter().enumerate() {
         for (row, (&sequence, &position)) in step.sequence.iter().zip(&step.positions).enumerate() {
-            let Some(&(t, other)) = there.get(&(sequence, position)) else { continue };
+            let partner = partners.get(&sequence).copied();
+            let Some(&(t, other)) = partner.and_then(|q| there.get(&(q, position))) else { continue };
             if forked.contains(&sequence) {
                 continue;
             }
@@ -205,6 +318,54 @@ mod tests {
         let (_d, d) = trace(&[&[1, 2], &[3], &[4], &[7]]);
         let pairing = pair(&a, &d).unwrap();
         assert_eq!((pairing.runs.len(), pairing.first_other_token), (3, Some(1)));
+    }
+
+    /// One step of several prompts, then one of a token each.
+    fn batch(prompts: &[(i64, &[i64])], then: &[i64]) -> (tempfile::TempDir, Trace) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let mut writer = Writer::create(&path, Manifest::new(Producer::default())).unwrap();
+        let rows = |of: fn(&(i64, &[i64])) -> Vec<i64>| prompts.iter().flat_map(of).collect::<Vec<i64>>();
+        let numbers =
+            |of: Vec<i64>| Tensor::<f32>::new([of.len()], of.iter().map(|&q| q as f32).collect()).unwrap();
+        let positions = rows(|(_, ids)| (0..ids.len() as i64).collect());
+        let mut step = writer.step(&rows(|(_, ids)| ids.to_vec()), &positions);
+        step.choice("sequence", &numbers(rows(|(q, ids)| vec![*q; ids.len()])));
+        step.finish().unwrap();
+        let mut step = writer.step(then, &rows(|(_, ids)| vec![ids.len() as i64]));
+        step.choice("sequence", &numbers(rows(|(q, _)| vec![*q])));
+        step.finish().unwrap();
+        writer.finish().unwrap();
+        (folder, Trace::open(&path).unwrap())
+    }
+
+    #[test]
+    fn sequences_of_a_batch_belong_together_by_their_prompts() {
+        let (_a, a) = batch(&[(0, &[1, 5, 6]), (1, &[1, 7])], &[8, 9]);
+        let (_b, b) = batch(&[(0, &[1, 7]), (1, &[1, 5, 6])], &[9, 4]);
+        let pairing = pair(&a, &b).unwrap();
+        assert_eq!(pairing.renumbered, [[0, 1], [1, 0]]);
+        let run = |steps, first, rows| Run { steps, first, rows };
+        assert_eq!(pairing.runs, [run([0, 0], [0, 2], 3), run([0, 0], [3, 0], 2), run([1, 1], [1, 0], 1)]);
+        assert_eq!((pairing.first_other_token, pairing.unpaired), (Some(0), [1, 1]));
+        let same = pair(&a, &a).unwrap();
+        assert!(same.renumbered.is_empty() && !same.by_rows && same.unpaired == [0, 0]);
+    }
+
+    #[test]
+    fn one_token_more_at_the_front_is_named_as_such() {
+        let ((_a, a), (_b, b)) = (trace(&[&[5, 6, 7], &[8]]), trace(&[&[1, 5, 6, 7], &[8]]));
+        let error = pair(&a, &b).unwrap_err().to_string();
+        assert!(error.contains("the second has one token more at the front, 1: a BOS?"), "{error}");
+    }
+
+    #[test]
+    fn a_trace_that_goes_on_leaves_rows_without_a_partner() {
+        let ((_a, a), (_b, b)) = (trace(&[&[1, 2, 3], &[4]]), trace(&[&[1, 2], &[3], &[4], &[5], &[6]]));
+        let pairing = pair(&a, &b).unwrap();
+        assert_eq!((pairing.first_other_token, pairing.unpaired), (None, [0, 2]));
+        let (_c, empty) = trace(&[]);
+        assert_eq!(pair(&a, &empty).unwrap().runs, []);
     }
 
     fn info(shape: &[usize]) -> TapInfo {

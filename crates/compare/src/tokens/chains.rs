@@ -14,8 +14,8 @@ pub(crate) struct Row {
 
 impl Row {
     /// The recorded logits of `row` of a step; `None` where that row was not recorded. Only this
-    /// row is decoded: all rows of a prompt may be gigabytes.
-    pub fn read(step: &Step, row: usize) -> Result<Option<Row>, Error> {
+    /// row is decoded: all rows of a prompt may be gigabytes. Columns beyond the `vocabulary` are padding.
+    pub fn read(step: &Step, row: usize, vocabulary: usize) -> Result<Option<Row>, Error> {
         let (Some(tap), Some(bytes)) = (step.taps().get("logits"), step.raw("logits")) else {
             return Ok(None);
         };
@@ -23,9 +23,9 @@ impl Row {
         if width == 0 || !bytes.len().is_multiple_of(width) {
             return Ok(None);
         }
-        // The last rows alone may have been recorded.
-        let Some(row) = (row + bytes.len() / width).checked_sub(step.rows()) else { return Ok(None) };
-        let Some(bytes) = bytes.get(row * width..(row + 1) * width) else { return Ok(None) };
+        let Some(row) = recorded(step, row, bytes.len() / width) else { return Ok(None) };
+        let kept = width.min(vocabulary.saturating_mul(tap.dtype.size()));
+        let Some(bytes) = bytes.get(row * width..row * width + kept) else { return Ok(None) };
         let Ok(values) = tap.dtype.decode(bytes) else { return Ok(None) };
         let bits = match tap.dtype.name() {
             "F64" => 53,
@@ -40,6 +40,31 @@ impl Row {
     pub fn get(&self, token: i64) -> Option<f64> {
         usize::try_from(token).ok().and_then(|t| self.values.get(t)).copied()
     }
+}
+
+/// The place of `row` among the `count` rows of logits of a step. With as many as there are sequences, these are the
+/// last rows of each, in the order in which sequences first appear; else the last rows of the step.
+pub(crate) fn recorded(step: &Step, row: usize, count: usize) -> Option<usize> {
+    if count < step.rows() && step.sequence.iter().any(|q| Some(q) != step.sequence.first()) {
+        let mut last: Vec<(i64, usize)> = Vec::new();
+        for (r, q) in step.sequence.iter().enumerate() {
+            match last.iter_mut().find(|(sequence, _)| sequence == q) {
+                Some((_, end)) => *end = r,
+                None => last.push((*q, r)),
+            }
+        }
+        if last.len() == count {
+            return last.iter().position(|(_, end)| *end == row);
+        }
+    }
+    (row + count).checked_sub(step.rows())
+}
+
+/// The token recorded as chosen after a step for one of its sequences.
+pub(crate) fn chosen(step: &Step, _sequence: i64) -> Option<i64> {
+    // One number says nothing of several sequences.
+    let alone = step.sequence.iter().all(|q| Some(q) == step.sequence.first());
+    step.sampled.filter(|_| alone)
 }
 
 /// A token chosen after a row.
@@ -72,9 +97,18 @@ pub(crate) struct Chain {
     pub choices: Vec<Choice>,
     /// Position of the first token.
     pub first: i64,
+    /// Tokens that the model has; logits have as many columns, or more.
+    pub vocabulary: usize,
+    /// Places of tokens that went in alone, and that neither the trace nor the logits before them call for.
+    pub uncalled: Vec<usize>,
 }
 
 impl Chain {
+    /// The recorded logits of a row, where there are any.
+    pub fn logits(&self, trace: &Trace, step: usize, row: usize) -> Result<Option<Row>, Error> {
+        trace.steps.get(step).map(|s| Row::read(s, row, self.vocabulary)).transpose().map(Option::flatten)
+    }
+
     /// Tokens before the first that was chosen.
     pub fn prompt(&self) -> usize {
         self.given.iter().take_while(|given| **given).count()
@@ -89,17 +123,18 @@ impl Chain {
         kept.given.truncate(keep);
         kept.rows.truncate(keep);
         kept.choices.clear();
+        kept.uncalled.clear();
         Some(kept)
     }
 }
 
 /// The sequences of a trace. `declared`: the trace says how tokens were chosen, so each single token
-/// that follows was; otherwise only those are taken for choices that their logits call for.
-pub(crate) fn chains(trace: &Trace, declared: bool) -> Result<Vec<Chain>, Error> {
+/// that follows was; otherwise only those are taken for choices that their logits call for. Logits may have more
+/// columns than the `vocabulary` has tokens.
+pub(crate) fn chains(trace: &Trace, declared: bool, vocabulary: usize) -> Result<Vec<Chain>, Error> {
     let mut done: Vec<Chain> = Vec::new();
     let mut open: Vec<Chain> = Vec::new();
     for (s, step) in trace.steps.iter().enumerate() {
-        let alone = step.sequence.iter().all(|q| Some(q) == step.sequence.first());
         let mut numbers: Vec<i64> = step.sequence.clone();
         numbers.sort_unstable();
         numbers.dedup();
@@ -108,24 +143,24 @@ pub(crate) fn chains(trace: &Trace, declared: bool) -> Result<Vec<Chain>, Error>
             let Some(&first) = rows.first() else { continue };
             let position = step.positions[first];
             let at = open.iter().position(|c| c.sequence == q);
-            let fresh = Chain { sequence: q, first: position, ..Chain::default() };
+            let fresh = Chain { sequence: q, first: position, vocabulary, ..Chain::default() };
             let mut chain = at.map_or_else(|| fresh.clone(), |at| open.swap_remove(at));
             let continues = chain.rows.is_empty() || position == chain.first + chain.rows.len() as i64;
             if !continues {
                 let kept = chain.rewound(position).unwrap_or(fresh);
                 done.push(std::mem::replace(&mut chain, kept));
             }
-            let chosen =
+            let follows =
                 continues && rows.len() == 1 && chain.follows(trace, step.token_ids[first], declared)?;
             // A choice that went in is in the sequence already: as its last token.
             chain.ids.truncate(chain.rows.len());
             chain.given.truncate(chain.rows.len());
             for &r in &rows {
                 chain.ids.push(step.token_ids[r]);
-                chain.given.push(!chosen);
+                chain.given.push(!follows);
                 chain.rows.push((s, r));
             }
-            if let (Some(token), true, Some(&row)) = (step.sampled, alone, rows.last()) {
+            if let (Some(token), Some(&row)) = (chosen(step, q), rows.last()) {
                 chain.choices.push(Choice { index: chain.ids.len(), token, step: s, row, said: true });
                 chain.ids.push(token);
                 chain.given.push(false);
@@ -146,11 +181,14 @@ impl Chain {
         if let Some(last) = self.choices.last().filter(|c| c.said && (c.step, c.row) == (step, row)) {
             return Ok(last.token == token);
         }
-        let logits = if declared { None } else { Row::read(&trace.steps[step], row)? };
+        let logits = if declared { None } else { self.logits(trace, step, row)? };
         let called_for = logits.map(|l| {
             let value = l.get(token);
             value.is_some_and(|v| l.values.iter().all(|x| x <= &v))
         });
+        if called_for == Some(false) {
+            self.uncalled.push(self.rows.len());
+        }
         if declared || called_for == Some(true) {
             self.choices.push(Choice { index: self.rows.len(), token, step, row, said: false });
         }

@@ -1,7 +1,7 @@
 //! Tokens drawn at random: those that the declared limits leave, and how surprising all of them are.
 
 use super::chains::Row;
-use super::sampling::Sampling;
+use super::sampling::{Sampling, outside};
 
 /// Chance below which draws are not believed to come from the declared distribution.
 const CHANCE: f64 = 1e-9;
@@ -18,11 +18,34 @@ struct Support {
     own: f64,
 }
 
-/// transformers divides by the temperature before the limits are applied, llama.cpp after.
-#[derive(Clone, Copy, PartialEq)]
-enum Order {
-    TemperatureFirst,
-    TemperatureLast,
+/// In which order limits are applied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Order {
+    /// transformers divides by the temperature before the limits are applied, llama.cpp after.
+    temperature_first: bool,
+    /// Most engines take top_p of what top_k leaves, with probabilities that sum to 1 again; others, such as
+    /// SGLang, take both of all tokens.
+    k_first: bool,
+}
+
+impl Order {
+    /// Those that differ, and that the declared order permits.
+    fn all(s: &Sampling) -> Vec<Order> {
+        let at = |names: &[&str]| s.order.iter().position(|o| names.contains(&o.as_str()));
+        let temperature = at(&["temperature", "temp"]);
+        let limits = [at(&["top_k"]), at(&["top_p"]), at(&["min_p"])];
+        let first_limit = limits.iter().flatten().min().copied();
+        let said = |before: Option<usize>, after: Option<usize>, matters: bool| match (before, after) {
+            _ if !matters => vec![true],
+            (Some(before), Some(after)) => vec![before < after],
+            _ => vec![true, false],
+        };
+        let limited = s.top_p.is_some() || s.min_p.is_some();
+        let temperatures = said(temperature, first_limit, limited && s.temperature != 1.0);
+        let ks = said(limits[0], limits[1], s.top_k.is_some() && s.top_p.is_some());
+        let pairs = temperatures.iter().flat_map(|t| ks.iter().map(move |k| (*t, *k)));
+        pairs.map(|(temperature_first, k_first)| Order { temperature_first, k_first }).collect()
+    }
 }
 
 fn support(s: &Sampling, scores: &[f64], chosen: usize, roundoff: f64, order: Order) -> Support {
@@ -30,16 +53,17 @@ fn support(s: &Sampling, scores: &[f64], chosen: usize, roundoff: f64, order: Or
     sorted.sort_unstable_by(|a, b| b.total_cmp(a));
     let own = scores.get(chosen).copied().unwrap_or(f64::NEG_INFINITY);
     let best = sorted.first().copied().unwrap_or(0.0);
-    let scale = if order == Order::TemperatureFirst { s.temperature } else { 1.0 };
+    let scale = if order.temperature_first { s.temperature } else { 1.0 };
     // Both logits compared were rounded to the recorded type.
     let slack = 2.0 * roundoff * best.abs().max(own.abs());
     let better = sorted.partition_point(|x| *x > own + slack);
     let mut outside = (own == f64::NEG_INFINITY).then(|| "its logit is minus infinity".to_string());
-    if let Some(k) = s.top_k {
-        if better >= k {
-            outside.get_or_insert(format!("top_k {k} leaves it out: {better} are better"));
-        }
-        sorted.truncate(k);
+    let most = s.top_k.unwrap_or(usize::MAX);
+    if better >= most {
+        outside.get_or_insert(format!("top_k {most} leaves it out: {better} are better"));
+    }
+    if order.k_first {
+        sorted.truncate(most);
     }
     let weights =
         |scale: f64, of: &[f64]| -> Vec<f64> { of.iter().map(|x| ((x - best) / scale).exp()).collect() };
@@ -61,6 +85,7 @@ fn support(s: &Sampling, scores: &[f64], chosen: usize, roundoff: f64, order: Or
         let keep = keep.count().max(1);
         sorted.truncate(keep);
     }
+    sorted.truncate(most);
     if let Some(p) = s.min_p {
         let least = best + scale * p.ln();
         if own < least - slack {
@@ -91,25 +116,23 @@ pub(crate) struct Draws<'s> {
     sampling: &'s Sampling,
     ways: Vec<Way>,
     count: usize,
+    /// Draws that one way or another permits.
+    permitted: usize,
 }
 
 impl<'s> Draws<'s> {
     pub fn new(sampling: &'s Sampling) -> Draws<'s> {
         let windows = sampling.windows(&[], 0).len();
-        let orders: &[Order] = if sampling.temperature == 1.0 {
-            &[Order::TemperatureFirst]
-        } else {
-            &[Order::TemperatureFirst, Order::TemperatureLast]
-        };
+        let orders = Order::all(sampling);
         let way = |window, order| Way { window, order, evidence: [0.0; POWERS.len()], possible: true };
         let ways = (0..windows).flat_map(|w| orders.iter().map(move |o| way(w, *o))).collect();
-        Draws { sampling, ways, count: 0 }
+        Draws { sampling, ways, count: 0, permitted: 0 }
     }
 
     /// Takes in one draw; why it cannot have been drawn, whichever way the limits are applied.
     pub fn fault(&mut self, row: &Row, chosen: i64, ids: &[i64], prompt: usize) -> Option<String> {
         let Some(chosen) = usize::try_from(chosen).ok().filter(|c| *c < row.values.len()) else {
-            return Some(format!("it lies outside the {} logits recorded", row.values.len()));
+            return Some(outside(row));
         };
         self.count += 1;
         let mut fault = None;
@@ -134,7 +157,34 @@ impl<'s> Draws<'s> {
                 }
             }
         }
+        self.permitted += usize::from(permitted);
         fault.filter(|_| !permitted)
+    }
+
+    /// The order that the draws show, where several are possible and the trace does not say.
+    pub fn note(&self) -> Option<String> {
+        let possible: Vec<&Way> = self.ways.iter().filter(|w| w.possible).collect();
+        if possible.is_empty() {
+            let text =
+                "each draw is permitted in some order of the declared limits, but no one order permits all";
+            return (self.count > 0 && self.permitted == self.count).then(|| text.into());
+        }
+        let shows = |of: fn(Order) -> bool| {
+            let first = of(possible[0].order);
+            let open = self.ways.iter().any(|w| of(w.order) != first);
+            (open && possible.iter().all(|w| of(w.order) == first)).then_some(first)
+        };
+        let k = shows(|o| o.k_first).map(|first| match first {
+            true => "top_p was taken of what top_k leaves, not of all tokens",
+            false => "top_p was taken of all tokens, not of what top_k leaves",
+        });
+        let temperature = shows(|o| o.temperature_first).map(|first| match first {
+            true => "the temperature was applied before the limits",
+            false => "the temperature was applied after the limits",
+        });
+        let said: Vec<&str> = [k, temperature].into_iter().flatten().collect();
+        (!said.is_empty())
+            .then(|| format!("the draws fit one order only: {}; declare sampling.order", said.join(", ")))
     }
 
     /// Why all draws together are not believed.
@@ -196,6 +246,22 @@ mod tests {
         let text = r#"{"do_sample":true,"temperature":4.0,"top_p":0.7}"#;
         assert_eq!(fault(text, &[0.0, 3.0, 2.0, 1.0], 3), None);
         assert!(fault(r#"{"do_sample":true,"top_p":0.7}"#, &[0.0, 3.0, 2.0, 1.0], 3).is_some());
+    }
+
+    #[test]
+    fn top_p_may_count_all_tokens_or_those_that_top_k_leaves() {
+        // Probabilities 0.644, 0.237, 0.087, 0.032: the first two hold 0.881 of all, 0.911 of the best three.
+        let logits = [0.0, 3.0, 2.0, 1.0];
+        let judge = |order: &str| {
+            let s = declared(&format!(r#"{{"do_sample":true,"top_k":3,"top_p":0.9{order}}}"#));
+            let mut draws = Draws::new(&s);
+            let fault = draws.fault(&row(logits.to_vec()), 3, &[0], 1);
+            (fault.is_some(), draws.note())
+        };
+        let (wrong, note) = judge("");
+        assert!(!wrong && note.unwrap().contains("top_p was taken of all tokens"));
+        assert_eq!(judge(r#","order":["top_p","top_k"]"#), (false, None));
+        assert_eq!(judge(r#","order":["top_k","top_p"]"#), (true, None));
     }
 
     /// Draws 400 tokens from 32 at one temperature and judges them at another.

@@ -37,6 +37,10 @@ impl Source {
     /// # Errors
     /// When it is none of these.
     pub fn open(path: &Path) -> Result<Source, Error> {
+        // What cannot be looked at is left to those who open it: their error says why.
+        if matches!(path.try_exists(), Ok(false)) {
+            return Err(Error::Missing { file: path.to_path_buf() });
+        }
         if !path.is_file() {
             return Ok(Source::Trace(Box::new(Trace::open(path)?)));
         }
@@ -112,6 +116,12 @@ mod tests {
         let run = r#"{"format":"firstdiff.run/1","prompt_ids":[1],"tokens":[2,3],"text":"x"}"#;
         assert_eq!(open(run), Ok((vec![1, 2, 3], Some(1))));
         assert_eq!(open(""), Ok((vec![], None)));
+    }
+
+    #[test]
+    fn a_missing_file_is_called_missing() {
+        let error = Source::open(Path::new("/no/such/ids.txt")).unwrap_err().to_string();
+        assert_eq!(error, "/no/such/ids.txt: there is no such file or folder");
     }
 
     #[test]

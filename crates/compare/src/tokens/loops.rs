@@ -46,7 +46,7 @@ pub(crate) fn find(tokens: &[i64]) -> Option<(usize, usize, usize)> {
 
 /// The chance that two tokens are equal, by Laplace's rule of succession over the pairs seen: a
 /// few tokens do not make equality impossible, and one token alone leaves it at one half.
-fn collision(tokens: &[i64]) -> f64 {
+pub(crate) fn collision(tokens: &[i64]) -> f64 {
     let mut counts: BTreeMap<i64, f64> = BTreeMap::new();
     for token in tokens {
         *counts.entry(*token).or_default() += 1.0;

@@ -2,20 +2,26 @@
 
 mod chains;
 mod draws;
+mod fed;
 mod fork;
 mod input;
+pub(crate) mod late;
 mod loops;
 mod own;
+mod pairing;
 mod reference;
 mod report;
 mod sampling;
 mod side;
 mod stops;
 
+pub(crate) use chains::chosen;
+pub use fed::{FedOtherwise, Unexplained};
 pub use fork::{Fork, Tops};
 pub use input::Source;
 pub use loops::Loop;
 pub use own::NotFollowing;
+pub(crate) use pairing::one_more_in_front;
 pub use reference::Top;
 pub use report::{TokensOptions, TokensReport, tokens};
 pub use stops::Stop;
@@ -27,7 +33,8 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::replay::input as step_input;
-use chains::{Chain, Choice, Row};
+use chains::{Chain, Choice};
+use late::Late;
 use own::{Output, Own};
 use reference::{Preference, TIE, Wanted};
 use sampling::Sampling;
@@ -97,6 +104,10 @@ pub struct Tokens {
     pub with_logits: usize,
     /// Choices that the engine's own logits and declared sampling do not call for.
     pub not_following: Vec<NotFollowing>,
+    /// Tokens that went in although others are recorded as chosen.
+    pub fed_otherwise: Vec<FedOtherwise>,
+    /// Tokens that went in alone, that nothing records as chosen, and that the recorded logits do not call for.
+    pub unexplained: Vec<Unexplained>,
     /// Output that ends by repeating itself.
     pub loops: Vec<Loop>,
     /// Stop ids that were emitted and ignored.
@@ -106,37 +117,43 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Whether a choice is wrong: rounding does not explain it, or it does not follow from the
-    /// engine's own logits. A stop id that was ignored is reported and is no wrong choice.
+    /// Whether a choice is wrong: rounding does not explain it, it does not follow from the engine's own logits, or
+    /// it is not what went in. A stop id that was ignored is reported and is no wrong choice.
     pub fn diverge(&self) -> bool {
-        self.kind == Some(TokenKind::Divergence) || !self.not_following.is_empty()
+        self.kind == Some(TokenKind::Divergence)
+            || !self.not_following.is_empty()
+            || self.fed_otherwise.iter().any(|f| f.wrong)
     }
 }
 
 /// What a trace calls the only side it has.
 const ENGINE: &str = "engine";
 
-/// Judges the choices of a trace; `None` where it holds none.
+/// Judges the choices of a trace; `None` where it holds none. `late`: what was done to its logits before they were recorded.
 pub(crate) fn compare(
     trace: &Trace,
     model: &Model,
     arithmetic: &Arithmetic,
     lanes: usize,
+    late: Option<&Late>,
     progress: Option<&(dyn Fn(usize) + Sync)>,
 ) -> Result<Option<Tokens>, Error> {
     let sampling = Sampling::new(&trace.manifest);
-    let chains = chains::chains(trace, sampling.declared)?;
-    if chains.iter().all(|c| c.choices.is_empty()) {
+    let remaining = late.map_or_else(|| sampling.clone(), Late::remaining);
+    let chains = chains::chains(trace, sampling.declared, model.program.vocab)?;
+    if chains.iter().all(|c| c.choices.is_empty() && c.uncalled.is_empty()) {
         return Ok(None);
     }
     let stops = StopSet::of_model(model);
     let known = stops.with_trace(&trace.manifest);
     let mut tokens = Tokens { notes: stops.notes(&trace.manifest), ..Tokens::default() };
-    let mut owns: Vec<Own> = Vec::new();
-    for chain in &chains {
-        let mut own = own::judge(ENGINE, trace, chain, &sampling)?;
+    let mut owns = own::judge(ENGINE, trace, &chains, &remaining)?;
+    for (chain, own) in chains.iter().zip(&mut owns) {
+        own.window = late.and_then(Late::window).or(own.window);
         tokens.with_logits += own.with_logits;
         tokens.not_following.append(&mut own.not_following);
+        tokens.fed_otherwise.append(&mut own.fed_otherwise);
+        tokens.unexplained.append(&mut own.unexplained);
         for note in std::mem::take(&mut own.notes) {
             if !tokens.notes.contains(&note) {
                 tokens.notes.push(note);
@@ -147,7 +164,6 @@ pub(crate) fn compare(
             tokens.stops.extend(output.ignored_stops(ENGINE, &known));
             tokens.loops.extend(output.ending_loop(ENGINE, &known));
         }
-        owns.push(own);
     }
     if sampling.draws || sampling.unknown.is_some() {
         return Ok(Some(tokens));
@@ -184,6 +200,16 @@ fn against_reference(
     let mut places: Vec<(&Chain, &Choice)> = Vec::new();
     let mut adjusts: Adjusts = Vec::new();
     for (chain, own) in chains.iter().zip(owns) {
+        if chain.first > 0 {
+            if !chain.choices.is_empty() {
+                tokens.notes.push(format!(
+                    "sequence {} starts at position {}, and the tokens before are not in the trace: its choices are \
+                     not compared with the reference's",
+                    chain.sequence, chain.first
+                ));
+            }
+            continue;
+        }
         if sampling.penalised() && own.window.is_none() {
             if !chain.choices.is_empty() {
                 tokens.notes.push(
@@ -231,8 +257,8 @@ fn against_reference(
         }
     }
     if let Some((_, i)) = first {
-        let choice = places[i].1;
-        let row = trace.steps.get(choice.step).map(|s| Row::read(s, choice.row)).transpose()?.flatten();
+        let (chain, choice) = places[i];
+        let row = chain.logits(trace, choice.step, choice.row)?;
         let engine = row.map(|r| reference::top10(&r.values));
         tokens.top10 = Some(BestTen { engine, reference: exact[i].top.clone() });
     }

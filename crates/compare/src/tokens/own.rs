@@ -3,10 +3,11 @@
 use firstdiff_trace::Trace;
 use serde::Serialize;
 
-use super::chains::{Chain, Choice, Row};
+use super::chains::{Chain, Choice};
 use super::draws::Draws;
+use super::fed::{self, FedOtherwise, Unexplained};
 use super::loops::{self, Loop};
-use super::sampling::Sampling;
+use super::sampling::{Counting, Sampling};
 use super::stops::{Stop, StopSet};
 use crate::Error;
 
@@ -34,13 +35,55 @@ pub(crate) struct Own {
     pub notes: Vec<String>,
     /// Choices whose logits were recorded.
     pub with_logits: usize,
+    /// Tokens that went in although others are recorded as chosen.
+    pub fed_otherwise: Vec<FedOtherwise>,
+    /// Tokens that went in alone and that neither the trace nor the logits call for.
+    pub unexplained: Vec<Unexplained>,
     /// The window over which penalties count, as the choices show it: a place in
     /// `Sampling::windows`.
     pub window: Option<usize>,
 }
 
-/// Judges every choice of a sequence whose logits were recorded.
-pub(crate) fn judge(side: &str, trace: &Trace, chain: &Chain, sampling: &Sampling) -> Result<Own, Error> {
+/// Judges every choice of each sequence whose logits were recorded.
+pub(crate) fn judge(
+    side: &str,
+    trace: &Trace,
+    chains: &[Chain],
+    sampling: &Sampling,
+) -> Result<Vec<Own>, Error> {
+    let mut owns = Vec::with_capacity(chains.len());
+    for chain in chains {
+        let mut own = judge_one(side, trace, chain, sampling)?;
+        let (fed_otherwise, notes) = fed::otherwise(side, chain, chains);
+        own.fed_otherwise = fed_otherwise;
+        own.notes.extend(notes);
+        own.unexplained = fed::unexplained(side, trace, chain)?;
+        if let Some(first) = own.unexplained.first() {
+            let pattern = fed::cut_short(side, trace, chain, &own.unexplained)?;
+            if let Some((_, Some(fault))) = pattern {
+                own.not_following.push(fault);
+            } else {
+                own.notes.push(unexplained(first, own.unexplained.len(), pattern.map(|(words, _)| words)));
+            }
+        }
+        owns.push(own);
+    }
+    Ok(owns)
+}
+
+/// What is said of tokens that went in alone, where nothing tells given ones from chosen ones.
+fn unexplained(first: &Unexplained, count: usize, pattern: Option<String>) -> String {
+    let (what, they) = if count == 1 { ("token was", "it") } else { ("tokens were", "they") };
+    let pattern = pattern.map_or(String::new(), |words| format!("; {words}"));
+    format!(
+        "{count} more {what} fed one at a time that the recorded logits do not call for (first: {} after step {}, \
+         where they prefer {} by {:.3}){pattern}: were {they} given, or chosen? record `sampled`, and declare \
+         `sampling` where tokens are drawn",
+        first.token, first.step, first.would_choose, first.gap
+    )
+}
+
+fn judge_one(side: &str, trace: &Trace, chain: &Chain, sampling: &Sampling) -> Result<Own, Error> {
     let mut own = Own::default();
     if let Some(key) = &sampling.unknown {
         own.notes.push(format!(
@@ -60,10 +103,7 @@ pub(crate) fn judge(side: &str, trace: &Trace, chain: &Chain, sampling: &Samplin
     let mut draws = Draws::new(sampling);
     let mut windows: Option<Vec<usize>> = None;
     for choice in &chain.choices {
-        let Some(row) = trace.steps.get(choice.step).map(|s| Row::read(s, choice.row)).transpose()?.flatten()
-        else {
-            continue;
-        };
+        let Some(row) = chain.logits(trace, choice.step, choice.row)? else { continue };
         own.with_logits += 1;
         let before = chain.ids.get(..choice.index).unwrap_or(&chain.ids);
         if sampling.draws {
@@ -80,12 +120,47 @@ pub(crate) fn judge(side: &str, trace: &Trace, chain: &Chain, sampling: &Samplin
         }
     }
     own.window = windows.and_then(|w| w.first().copied());
+    if sampling.draws {
+        own.notes.extend(draws.note());
+    } else if sampling.penalised()
+        && !own.not_following.is_empty()
+        && let Some((counting, count)) = miscounted(trace, chain, sampling)?
+    {
+        let why = format!(
+            "the declared {} {}: under that all {count} choices follow",
+            sampling.penalties(),
+            counting.words()
+        );
+        own.not_following.iter_mut().for_each(|n| n.why.clone_from(&why));
+    }
     if let (Some(why), Some(last), true) =
         (draws.surprise(), chain.choices.last(), chain.choices.iter().all(|c| c.said))
     {
         own.not_following.push(fault(last, None, why));
     }
     Ok(own)
+}
+
+/// The wrong way to count tokens under which every choice of a sequence follows, and how many choices that are.
+fn miscounted(trace: &Trace, chain: &Chain, sampling: &Sampling) -> Result<Option<(Counting, usize)>, Error> {
+    let prompt = chain.prompt();
+    let windows = sampling.windows(&[], 0).len();
+    let ways = Counting::WRONG.iter().flat_map(|c| (0..windows).map(move |w| (*c, w)));
+    let mut left: Vec<(Counting, usize)> = ways.collect();
+    let mut count = 0;
+    for choice in &chain.choices {
+        let Some(row) = chain.logits(trace, choice.step, choice.row)? else { continue };
+        count += 1;
+        let before = chain.ids.get(..choice.index).unwrap_or(&chain.ids);
+        let windows = sampling.windows(before, prompt);
+        left.retain(|&(counting, w)| {
+            windows.get(w).is_some_and(|window| sampling.follows(counting, &row, choice.token, window))
+        });
+        if left.is_empty() {
+            break;
+        }
+    }
+    Ok(left.first().map(|&(counting, _)| (counting, count)))
 }
 
 /// The output of a sequence: the tokens generated last, from an index on.

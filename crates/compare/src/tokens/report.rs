@@ -5,9 +5,12 @@ use firstdiff_reference::Arithmetic;
 use firstdiff_trace::{Manifest, Producer};
 use serde::Serialize;
 
+use super::chains::Chain;
+use super::fed::{FedOtherwise, Unexplained};
 use super::fork::{self, Fork, Judgement, Tops};
 use super::input::Source;
 use super::own::{NotFollowing, Output};
+use super::pairing::{self, one_more_in_front};
 use super::reference::top10;
 use super::side::{Side, roundoff};
 use super::stops::{Stop, StopSet};
@@ -56,6 +59,12 @@ pub struct TokensReport {
     pub stops: Vec<Stop>,
     /// Choices that do not follow from the side's own logits and declared sampling.
     pub not_following: Vec<NotFollowing>,
+    /// Tokens that went in although others are recorded as chosen.
+    pub fed_otherwise: Vec<FedOtherwise>,
+    /// Tokens that went in alone, that nothing records as chosen, and that the recorded logits do not call for.
+    pub unexplained: Vec<Unexplained>,
+    /// The side that is a trace without steps.
+    pub empty: Option<String>,
     /// What else to know.
     pub notes: Vec<String>,
     /// What to do next.
@@ -102,6 +111,9 @@ pub fn tokens(
         loops: vec![],
         stops: vec![],
         not_following: vec![],
+        fed_otherwise: vec![],
+        unexplained: vec![],
+        empty: None,
         notes: vec![],
         next: None,
     };
@@ -109,6 +121,10 @@ pub fn tokens(
         each_side(&mut report, SIDES[i], side, &stops);
         report.generated[i] = side.chains.iter().map(|c| c.ids.len() - c.prompt()).sum();
     }
+    report.empty = [a, b].iter().zip(SIDES).find_map(|(source, name)| match source {
+        Source::Trace(trace) if trace.steps.is_empty() => Some(name.to_string()),
+        _ => None,
+    });
     whose_loops(&mut report);
     let judgement = find_fork(&mut report, &sides, model, options.lanes)?;
     spell(&mut report, &stops);
@@ -135,6 +151,8 @@ fn each_side(report: &mut TokensReport, name: &str, side: &mut Side, stops: &Sto
         report.stops.extend(output.ignored_stops(name, &known));
         report.loops.extend(output.ending_loop(name, &known));
         report.not_following.append(&mut own.not_following);
+        report.fed_otherwise.append(&mut own.fed_otherwise);
+        report.unexplained.append(&mut own.unexplained);
         for text in std::mem::take(&mut own.notes) {
             note(report, text);
         }
@@ -173,7 +191,19 @@ fn find_fork(
             b.chains.len()
         ));
     }
-    for (c, (x, y)) in a.chains.iter().zip(&b.chains).enumerate() {
+    let pairs = pairing::pair(&a.chains, &b.chains);
+    let moved: Vec<String> = pairs
+        .iter()
+        .map(|&(i, j)| (a.chains[i].sequence, b.chains[j].sequence))
+        .filter(|(x, y)| x != y)
+        .map(|(x, y)| format!("{x} with {y}"))
+        .collect();
+    if let Some(first) = moved.first() {
+        let more = if moved.len() > 1 { format!(" and {} more", moved.len() - 1) } else { String::new() };
+        report.notes.push(format!("sequences are paired by their prompts: {first}{more}"));
+    }
+    for (c, &(i, j)) in pairs.iter().enumerate() {
+        let (x, y) = (&a.chains[i], &b.chains[j]);
         let prompt = x.prompt().max(y.prompt());
         let same = prompt <= x.ids.len().min(y.ids.len()) && x.ids[..prompt] == y.ids[..prompt];
         if c == 0 && same && (a.prompt_known || b.prompt_known) {
@@ -182,26 +212,31 @@ fn find_fork(
         let common = x.ids.len().min(y.ids.len());
         let Some(position) = (0..common).find(|&i| x.ids[i] != y.ids[i]) else {
             report.compared += common - prompt.min(common);
+            longer(report, x, y);
             continue;
         };
         let ids = [x.ids[position], y.ids[position]];
         if position < prompt || x.given[position] || y.given[position] {
+            let front = one_more_in_front(&x.ids[..x.prompt()], &y.ids[..y.prompt()], SIDES)
+                .map_or(String::new(), |text| format!(": {text}"));
             report.notes.push(format!(
                 "the tokens given to the two sides differ first at {position}: {} and {}; nothing after that is \
-                 compared. Feed both the same tokens (tokenizer, chat template)",
+                 compared{front}. Feed both the same tokens (tokenizer, chat template)",
                 ids[0], ids[1]
             ));
             report.compared += position.saturating_sub(prompt);
             continue;
         }
         report.compared += position - prompt + 1;
-        let judged = judge_fork(sides, c, position, prompt, ids, model, lanes)?;
+        let judged = judge_fork(sides, [i, j], position, prompt, ids, model, lanes)?;
         let worse = found
             .as_ref()
             .is_none_or(|f| f.kind == Some(TokenKind::TieFlip) && judged.kind != Some(TokenKind::TieFlip));
         if worse {
-            let top = |side: &Side| Ok::<_, Error>(side.logits(c, position)?.map(|r| top10(&r.values)));
-            report.top10 = Tops { a: top(a)?, b: top(b)?, reference: judged.top.clone() };
+            let top = |side: &Side, chain: usize| {
+                Ok::<_, Error>(side.logits(chain, position)?.map(|r| top10(&r.values)))
+            };
+            report.top10 = Tops { a: top(a, i)?, b: top(b, j)?, reference: judged.top.clone() };
             report.fork = Some(Fork {
                 index: position - prompt,
                 position,
@@ -219,9 +254,19 @@ fn find_fork(
     Ok(found)
 }
 
+/// Says so where one side goes on after the other ends.
+fn longer(report: &mut TokensReport, x: &Chain, y: &Chain) {
+    let (n, m) = (x.ids.len(), y.ids.len());
+    if n != m {
+        let (long, short) = if n > m { (SIDES[0], SIDES[1]) } else { (SIDES[1], SIDES[0]) };
+        let of = if x.sequence == 0 { String::new() } else { format!(" in sequence {}", x.sequence) };
+        report.notes.push(format!("{long} goes on for {} tokens where {short} ends{of}", n.abs_diff(m)));
+    }
+}
+
 fn judge_fork(
     sides: &[Side; 2],
-    chain: usize,
+    chains: [usize; 2],
     position: usize,
     prompt: usize,
     ids: [i64; 2],
@@ -240,13 +285,21 @@ fn judge_fork(
     }
     let [a, b] = sides;
     if let Some(model) = model {
-        let before = &a.chains[chain].ids[..position];
-        return fork::by_model(model, before, prompt, ids, [a.judged(chain), b.judged(chain)], lanes);
+        let chain = &a.chains[chains[0]];
+        if chain.first > 0 {
+            return unjudged(&format!(
+                "sequence {} starts at position {}, and the tokens before are not in the trace",
+                chain.sequence, chain.first
+            ));
+        }
+        let before = &chain.ids[..position];
+        let judged = [a.judged(chains[0]), b.judged(chains[1])];
+        return fork::by_model(model, before, prompt, ids, judged, lanes);
     }
-    let (Some(mut x), Some(mut y)) = (a.logits(chain, position)?, b.logits(chain, position)?) else {
+    let (Some(mut x), Some(mut y)) = (a.logits(chains[0], position)?, b.logits(chains[1], position)?) else {
         return unjudged("no logits were recorded on both sides, and no model is given");
     };
-    for (side, row) in [(a, &mut x), (b, &mut y)] {
+    for (side, chain, row) in [(a, chains[0], &mut x), (b, chains[1], &mut y)] {
         let windows = side.sampling.windows(&side.chains[chain].ids[..position], prompt);
         let window = side.judged(chain).window.unwrap_or(0);
         side.sampling.penalise(&mut row.values, windows.get(window).copied().unwrap_or_default());
@@ -273,6 +326,7 @@ fn conclude(report: &mut TokensReport, judgement: Option<Judgement>, has_model: 
     }
     let wrong = report.kind == Some(TokenKind::Divergence)
         || !report.not_following.is_empty()
+        || report.fed_otherwise.iter().any(|f| f.wrong)
         || !report.stops.is_empty();
     report.verdict = if wrong {
         Verdict::Diverges
@@ -282,6 +336,7 @@ fn conclude(report: &mut TokensReport, judgement: Option<Judgement>, has_model: 
         Verdict::Agrees
     };
     report.next = match (report.verdict, report.kind) {
+        (Verdict::Unmeasured, _) if report.empty.is_some() => None,
         (Verdict::Unmeasured, _) if report.compared == 0 => {
             Some("record the same prompt on both sides, with at least one generated token each".into())
         }

@@ -23,8 +23,46 @@ pub(crate) struct Sampling {
     pub last_n: Option<i64>,
     /// Whether the trace says anything.
     pub declared: bool,
+    /// The order in which limits are applied, where the trace says.
+    pub order: Vec<String>,
     /// A declared setting whose effect on the choice is not computed here.
     pub unknown: Option<String>,
+}
+
+/// How penalties count tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Counting {
+    /// Repetition and presence once for each token that occurred, frequency once for each occurrence.
+    Declared,
+    /// Repetition and presence once for each occurrence too.
+    Occurrences,
+    /// Frequency once for each token, however often it occurred.
+    Ids,
+    /// All penalties one more time.
+    Twice,
+    /// Repetition divides negative logits too, which favours these tokens.
+    Divides,
+}
+
+impl Counting {
+    /// What engines get wrong.
+    pub const WRONG: [Counting; 4] =
+        [Counting::Occurrences, Counting::Ids, Counting::Twice, Counting::Divides];
+
+    /// In words, after the penalties' names.
+    pub fn words(self) -> &'static str {
+        match self {
+            Counting::Declared => "is applied as declared",
+            Counting::Occurrences => {
+                "is applied once for each occurrence of a token, not once for each token"
+            }
+            Counting::Ids => "is applied once for each token, not once for each occurrence",
+            Counting::Twice => "is applied twice",
+            Counting::Divides => {
+                "divides negative logits too, which favours the tokens that it should hold back"
+            }
+        }
+    }
 }
 
 /// Settings that change choices in ways not computed here, with the value that changes nothing.
@@ -92,6 +130,9 @@ impl Sampling {
             presence: number("presence_penalty").unwrap_or(0.0),
             last_n: either("penalty_last_n", "repeat_last_n").map(|n| n as i64),
             declared: given.is_some(),
+            order: map.get("order").and_then(Value::as_array).map_or_else(Vec::new, |list| {
+                list.iter().filter_map(|name| name.as_str().map(str::to_string)).collect()
+            }),
             unknown: unknown.map(|key| (*key).to_string()),
         }
     }
@@ -127,27 +168,70 @@ impl Sampling {
 
     /// Applies the penalties for the tokens of `window`.
     pub fn penalise(&self, logits: &mut [f64], window: &[i64]) {
+        self.penalise_as(Counting::Declared, logits, window);
+    }
+
+    fn penalise_as(&self, counting: Counting, logits: &mut [f64], window: &[i64]) {
         let mut tokens = window.to_vec();
         tokens.sort_unstable();
         for run in tokens.chunk_by(|a, b| a == b) {
             let token = run.first().and_then(|t| usize::try_from(*t).ok());
             let Some(logit) = token.and_then(|t| logits.get_mut(t)) else { continue };
-            *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
-            *logit -= self.frequency * run.len() as f64 + self.presence;
+            let (times, often) = match counting {
+                Counting::Declared | Counting::Divides => (1.0, run.len() as f64),
+                Counting::Occurrences => (run.len() as f64, run.len() as f64),
+                Counting::Ids => (1.0, 1.0),
+                Counting::Twice => (2.0, 2.0 * run.len() as f64),
+            };
+            let factor = self.repetition.powf(times);
+            let divides = *logit > 0.0 || counting == Counting::Divides;
+            *logit = if divides { *logit / factor } else { *logit * factor };
+            *logit -= self.frequency * often + self.presence * times;
         }
+    }
+
+    /// The same without what was applied already.
+    pub fn without(&self, temperature: bool, penalties: bool) -> Sampling {
+        let mut rest = self.clone();
+        if temperature {
+            rest.temperature = 1.0;
+        }
+        if penalties {
+            (rest.repetition, rest.frequency, rest.presence) = (1.0, 0.0, 0.0);
+        }
+        rest
+    }
+
+    /// Gives, for each token that penalties count in `window`, what takes them from its logit again.
+    pub fn forgive(&self, window: &[i64], mut see: impl FnMut(usize, &dyn Fn(f64) -> f64)) {
+        // Engines hold the penalty in float32.
+        let factor = f64::from(self.repetition as f32);
+        let mut tokens = window.to_vec();
+        tokens.sort_unstable();
+        for run in tokens.chunk_by(|a, b| a == b) {
+            let Some(token) = run.first().and_then(|t| usize::try_from(*t).ok()) else { continue };
+            let taken = self.frequency * run.len() as f64 + self.presence;
+            see(token, &|x| {
+                let before = x + taken;
+                if before > 0.0 { before * factor } else { before / factor }
+            });
+        }
+    }
+
+    /// Whether `chosen` is the best of a row once the penalties for `window` are applied.
+    pub fn follows(&self, counting: Counting, row: &Row, chosen: i64, window: &[i64]) -> bool {
+        let mut scores = row.values.clone();
+        self.penalise_as(counting, &mut scores, window);
+        let value = usize::try_from(chosen).ok().and_then(|c| scores.get(c)).copied();
+        let best = largest(&scores).map(|(_, best)| best);
+        // Each of the two was rounded once to the recorded type.
+        best.zip(value).is_some_and(|(b, v)| b - v <= row.roundoff * (b.abs() + v.abs()))
     }
 
     /// The places, among [`Sampling::windows`], of those under which `chosen` follows greedily.
     pub fn explained_by(&self, row: &Row, chosen: i64, windows: &[&[i64]]) -> Vec<usize> {
-        let follows = |window: &[i64]| {
-            let mut scores = row.values.clone();
-            self.penalise(&mut scores, window);
-            let value = usize::try_from(chosen).ok().and_then(|c| scores.get(c)).copied();
-            let best = largest(&scores).map(|(_, best)| best);
-            // Each of the two was rounded once to the recorded type.
-            best.zip(value).is_some_and(|(b, v)| b - v <= row.roundoff * (b.abs() + v.abs()))
-        };
-        (0..windows.len()).filter(|&w| follows(windows[w])).collect()
+        let follows = |w: &usize| self.follows(Counting::Declared, row, chosen, windows[*w]);
+        (0..windows.len()).filter(follows).collect()
     }
 
     /// Why `chosen` does not follow greedily from `row`, with the token that would; `None` where it
@@ -160,7 +244,7 @@ impl Sampling {
         prompt: usize,
     ) -> Option<(Option<i64>, String)> {
         let Some(own) = row.get(chosen) else {
-            return Some((None, format!("it lies outside the {} logits recorded", row.values.len())));
+            return Some((None, outside(row)));
         };
         let windows = self.windows(ids, prompt);
         if !self.explained_by(row, chosen, &windows).is_empty() {
@@ -190,6 +274,14 @@ impl Sampling {
         };
         Some((Some(best), why))
     }
+}
+
+/// Why a token without a logit cannot have been chosen.
+pub(crate) fn outside(row: &Row) -> String {
+    format!(
+        "it lies outside the {} logits of the vocabulary: a column of padding, or an index that is no token",
+        row.values.len()
+    )
 }
 
 /// The largest value and its place; the first of equals.
@@ -276,6 +368,31 @@ mod tests {
         assert_eq!(often.greedy_fault(&row(&[3.0, 2.0]), 0, &[0], 0), None);
         let once = declared(r#"{"presence_penalty":0.6}"#);
         assert_eq!(once.greedy_fault(&row(&[3.0, 2.0]), 0, &[0, 0], 0), None);
+    }
+
+    #[test]
+    fn penalties_that_are_taken_back_leave_the_logits() {
+        let s = declared(r#"{"repetition_penalty":1.25,"frequency_penalty":0.5,"presence_penalty":0.125}"#);
+        let (before, window) = ([3.0, -2.0, 0.75, 5.0], [0, 1, 0, 2]);
+        let mut logits = before.to_vec();
+        s.penalise(&mut logits, &window);
+        assert_ne!(logits, before);
+        s.forgive(&window, |token, undone| logits[token] = undone(logits[token]));
+        assert!(before.iter().zip(&logits).all(|(x, y)| (x - y).abs() < 1e-12), "{logits:?}");
+    }
+
+    #[test]
+    fn ways_to_count_a_token_that_occurred_twice_are_told_apart() {
+        let s = declared(r#"{"repetition_penalty":1.5,"frequency_penalty":0.25}"#);
+        // Once: 6 / 1.5 - 0.5 = 3.5. Each time: 6 / 2.25 - 0.5 = 2.17. Frequency once: 3.75. Twice: 1.67.
+        for (other, kept) in [(3.6, vec![Counting::Ids]), (2.5, vec![Counting::Ids, Counting::Divides])] {
+            let row = row(&[6.0, other]);
+            let best = |c: &Counting| s.follows(*c, &row, 0, &[0, 0]);
+            assert_eq!(Counting::WRONG.into_iter().filter(best).collect::<Vec<_>>(), kept, "{other}");
+        }
+        let negative = row(&[-3.0, -2.5]);
+        assert!(s.follows(Counting::Divides, &negative, 0, &[0]));
+        assert!(!s.follows(Counting::Declared, &negative, 0, &[0]));
     }
 
     #[test]

@@ -35,15 +35,15 @@ impl<'s> Side<'s> {
         match source {
             Source::Trace(trace) => {
                 let sampling = Sampling::new(&trace.manifest);
-                let chains = chains::chains(trace, sampling.declared)?;
-                let owns: Result<Vec<Own>, Error> =
-                    chains.iter().map(|c| own::judge(name, trace, c, &sampling)).collect();
+                let vocabulary = model.map_or(usize::MAX, |m| m.program.vocab);
+                let chains = chains::chains(trace, sampling.declared, vocabulary)?;
+                let owns = own::judge(name, trace, &chains, &sampling)?;
                 let arithmetic = match given {
                     Some(given) => given.clone(),
                     None => arithmetic::resolve(trace)?.0,
                 };
                 let trace = Some(&**trace);
-                Ok(Side { trace, chains, owns: owns?, prompt_known: true, sampling, arithmetic })
+                Ok(Side { trace, chains, owns, prompt_known: true, sampling, arithmetic })
             }
             Source::Ids { ids, prompt, reference, temperature, .. } => {
                 let known = prompt.unwrap_or(0);
@@ -74,9 +74,10 @@ impl<'s> Side<'s> {
 
     /// The recorded logits that the token at `position` was chosen by.
     pub fn logits(&self, chain: usize, position: usize) -> Result<Option<Row>, Error> {
-        let row = position.checked_sub(1).and_then(|p| self.chains.get(chain)?.rows.get(p).copied());
+        let Some(chain) = self.chains.get(chain) else { return Ok(None) };
+        let row = position.checked_sub(1).and_then(|p| chain.rows.get(p).copied());
         let (Some(trace), Some((step, row))) = (self.trace, row) else { return Ok(None) };
-        trace.steps.get(step).map(|s| Row::read(s, row)).transpose().map(Option::flatten)
+        chain.logits(trace, step, row)
     }
 
     /// As the reference needs it.
