@@ -116,7 +116,7 @@ class Tiny:
 
 def small(stored: str, **settings: Any) -> Tiny:
     """A checkpoint of a few kilobytes: runs of it are kept as test data."""
-    shape = {"hidden": 64, "inner": 32, "layers": 1, "vocabulary": 32, "tied": True}
+    shape = {"hidden": 64, "heads": 2, "kv_heads": 1, "inner": 32, "layers": 1, "vocabulary": 16, "tied": True}
     return Tiny("llama", stored, **{**shape, **settings})
 
 

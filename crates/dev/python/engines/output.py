@@ -3,7 +3,7 @@
 Each `record_ENGINE.py` is called as `record_ENGINE.py OUT [--match TEXT]` and prints `run NAME` for each.
 
 `declared.json` is the `arithmetic` that a recorder of this engine would write. The trace itself declares nothing, so
-that `firstdiff check` has to find out.
+that `firstdiff check` has to find out. `expected`, where it is there, is the verdict of an engine that is not right.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Run:
         """What the engine does, for a second check of the same trace."""
         if arithmetic:
             (self.folder / "declared.json").write_text(json.dumps(dict(arithmetic), indent=1) + "\n")
+
+    def is_wrong(self) -> None:
+        """The engine is known to be wrong in this run, which must be found."""
+        (self.folder / "expected").write_text("diverges\n")
 
 
 def arguments(about: str) -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "candle-f16-llama": {"tiny": Tiny("llama", "f16", hidden=128)},
     "candle-f16-qwen3": {"tiny": Tiny("qwen3", "f16", hidden=512, layers=1, heads=8)},
     "candle-f16-massive": {"tiny": Tiny("llama", "f16", hidden=256, massive=100.0)},
-    "candle-bf16-small": {"tiny": small("bf16"), "length": 6, "decoded": 1},
+    "candle-bf16-small": {"tiny": small("bf16"), "length": 5, "decoded": 1},
     "candle-f32-llama": {"tiny": Tiny("llama", "f32", hidden=128)},
     "candle-f32-qwen3": {"tiny": Tiny("qwen3", "f32", hidden=64)},
 }

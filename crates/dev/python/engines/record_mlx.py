@@ -203,7 +203,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mlx-q4-llama": {"tiny": Tiny("llama", "bf16", hidden=128), "bits": 4},
     "mlx-q4-qwen3": {"tiny": Tiny("qwen3", "bf16", hidden=512, layers=1, heads=8), "bits": 4},
     "mlx-q4-f16-qwen2": {"tiny": Tiny("qwen2", "f16", hidden=256), "bits": 4, "group": 32},
-    "mlx-q4-small": {"tiny": small("bf16"), "bits": 4, "length": 6, "decoded": 1},
+    "mlx-q4-small": {"tiny": small("bf16"), "bits": 4, "group": 32, "length": 5, "decoded": 1},
     "mlx-q8-qwen3": {"tiny": Tiny("qwen3", "bf16", hidden=128), "bits": 8},
 }
 

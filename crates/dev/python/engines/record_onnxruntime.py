@@ -75,7 +75,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ort-f16-qwen3": {"tiny": Tiny("qwen3", "f16", hidden=512, layers=1, heads=8)},
     "ort-f16-qwen3-unoptimised": {"tiny": Tiny("qwen3", "f16", hidden=512, layers=1, heads=8), "optimise": "none"},
     "ort-f16-massive": {"tiny": Tiny("llama", "f16", hidden=256, massive=100.0)},
-    "ort-f16-small": {"tiny": small("f16"), "length": 6, "decoded": 1},
+    "ort-f16-small": {"tiny": small("f16"), "length": 5, "decoded": 1},
     "ort-f32-llama": {"tiny": Tiny("llama", "f32", hidden=128)},
 }
 

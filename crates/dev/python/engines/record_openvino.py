@@ -59,7 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "openvino-f32-qwen3": {"tiny": Tiny("qwen3", "f32", hidden=64, layers=1)},
     "openvino-f16-llama": {"tiny": Tiny("llama", "f16", hidden=128)},
     "openvino-hint-bf16-llama": {"tiny": Tiny("llama", "f32", hidden=128), "precision": "bf16"},
-    "openvino-hint-bf16-small": {"tiny": small("f32"), "precision": "bf16", "length": 6, "decoded": 1},
+    "openvino-hint-bf16-small": {"tiny": small("f32", hidden=32), "precision": "bf16", "length": 5, "decoded": 1},
     "openvino-hint-f16-llama": {"tiny": Tiny("llama", "f32", hidden=128), "precision": "f16"},
 }
 

@@ -95,7 +95,7 @@ class Recorder:
         for undo in reversed(self._undo):
             undo()
         self._flush()
-        self.session.close(complete=complete)
+        self.session.close(complete=complete, nothing="the model was not called while it was recorded")
 
     # ---- what is watched ----
 
@@ -239,7 +239,7 @@ class Recorder:
         held = [self.runner.requests[request].num_tokens for request in self.runner.input_batch.req_ids]
         chosen = [token if end >= all else -1 for token, end, all in zip(chosen, self._ends, held)]
         if len(chosen) > 1 or chosen[0] >= 0:
-            self._step.taps["sampled"] = np.array(chosen, np.int64)
+            self._step.sampled = chosen
 
     # ---- attention and its cache ----
 
@@ -275,17 +275,8 @@ class Recorder:
             self.session.guard(lambda: self._write(step))
 
     def _write(self, step: Step) -> None:
-        chosen = step.taps.pop("sampled", None)
         taps = {tap: value if isinstance(value, np.ndarray) else _array(value) for tap, value in step.taps.items()}
-        _write_step(self.session.writer, step, taps, chosen)
-
-
-def _write_step(writer: Writer, step: Step, taps: dict[str, Array], chosen: Optional[np.ndarray]) -> None:
-    file = writer.step(step.token_ids, taps, positions=step.positions, sequence=step.sequence)
-    if chosen is not None:  # several sequences: one for each
-        tensors = {"token_ids": step.token_ids, "positions": step.positions, "sequence": step.sequence}
-        integers = {name: np.array(value, np.int64) for name, value in tensors.items() if value is not None}
-        write_safetensors(file, {**integers, **taps, "sampled": chosen})
+        self.session.write(step, taps)
 
 
 def _key_major(blocks: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
