@@ -170,6 +170,17 @@ def test_a_failure_inside_the_callback_leaves_the_result_untouched(tmp_path, mod
     assert not (tmp_path / "t").exists(), "not one step was whole"
 
 
+def test_a_second_recorder_is_refused_while_one_is_open(tmp_path, read_trace, model_file):
+    llama = load(model_file("smollm2"))
+    context = llama._ctx
+    with record(llama, tmp_path / "t"):
+        with pytest.raises(TypeError, match="being recorded already"):
+            with record(llama, tmp_path / "other"):
+                pytest.fail("the block must not run")
+        llama.eval([1, 2])
+    assert llama._ctx is context and len(read_trace(tmp_path / "t")) == 1 and not (tmp_path / "other").exists()
+
+
 def test_an_interrupt_during_the_callback_reaches_the_caller(tmp_path, read_trace, model_file, monkeypatch):
     llama = load(model_file("smollm2"))
     context, taken, real = llama._ctx, [], recorder.Evaluation.take
