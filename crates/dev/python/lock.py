@@ -41,13 +41,17 @@ def resolve(names: Path, *options: str) -> list[Release]:
 
 def _release(item: dict) -> Release:
     about, file = item["metadata"], item["download_info"]
-    name = re.sub(r"[-_.]+", "-", about["name"]).lower()
-    return Release(name, about["version"], file["archive_info"]["hashes"]["sha256"], file["url"].endswith(".whl"))
+    return Release(_normal(about["name"]), about["version"], file["archive_info"]["hashes"]["sha256"], file["url"].endswith(".whl"))
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read(lock: Path) -> set[tuple[str, str]]:
-    """The names and versions of a lock."""
-    return set(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+    """The names and versions of a lock, or of what `pip freeze` prints."""
+    found = re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), re.MULTILINE)
+    return {(_normal(name), version) for name, version in found}
 
 
 def write(lock: Path, source: Path, releases: list[Release]) -> None:

@@ -110,12 +110,17 @@ fn overlay(python: &Path, name: &str, lock: &Path) -> Result<PathBuf> {
     let folder = made_from(name, vec![&lock.to_path_buf()])?;
     let done = folder.join("complete");
     if !done.exists() {
-        let mut install = pip(python);
-        install.args(["install", "--no-deps", "--upgrade", "--require-hashes", "--target"]).arg(&folder);
-        workspace::run(
-            &format!("pip install the {name} transformers"),
-            install.arg("--requirement").arg(lock),
-        )?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let text =
+            std::fs::read_to_string(lock).with_context(|| format!("cannot read {}", lock.display()))?;
+        if text.lines().all(|line| line.starts_with('#')) {
+            eprintln!("== the environment has the {name} transformers itself");
+        } else {
+            let mut install = pip(python);
+            install.args(["install", "--no-deps", "--upgrade", "--require-hashes"]);
+            install.arg("--target").arg(&folder).arg("--requirement").arg(lock);
+            workspace::run(&format!("pip install the {name} transformers"), &mut install)?;
+        }
         std::fs::write(&done, b"").with_context(|| format!("cannot write {}", done.display()))?;
     }
     Ok(folder)

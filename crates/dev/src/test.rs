@@ -27,12 +27,12 @@ pub struct Test {
 
 const RECORDERS: &str = "recorders/python/tests";
 
-/// Folders of Python tests, and the options each takes.
-const SUITES: &[(&str, &str)] = &[
-    (RECORDERS, "the recorders, against real transformers and llama.cpp"),
-    ("crates/checkpoint/tests/python", "dequantisation and tokenizers, against gguf and llama.cpp"),
-    ("crates/engine/tests/python", "the choice of tokens, against transformers"),
-    ("tests", "the program, end to end"),
+/// Folders of Python tests, what each is about, and whether its files may run side by side.
+const SUITES: &[(&str, &str, bool)] = &[
+    (RECORDERS, "the recorders, against real transformers and llama.cpp", true),
+    ("crates/checkpoint/tests/python", "dequantisation and tokenizers, against gguf and llama.cpp", false),
+    ("crates/engine/tests/python", "the choice of tokens, against transformers", false),
+    ("tests", "the program, end to end", false),
 ];
 
 pub fn run(c: &Test) -> Result<()> {
@@ -61,8 +61,8 @@ pub fn run(c: &Test) -> Result<()> {
     let models = models::folder(&interpreter)?;
     let release = workspace::target().join("release");
     let mut failed = Vec::new();
-    for (folder, what) in SUITES {
-        let mut pytest = pytest(&interpreter);
+    for (folder, what, beside) in SUITES {
+        let mut pytest = pytest(&interpreter, *beside);
         pytest.arg(folder).arg("--models").arg(&models);
         match *folder {
             "tests" => pytest.arg("--firstdiff").arg(release.join("firstdiff")),
@@ -86,7 +86,7 @@ pub fn run(c: &Test) -> Result<()> {
 
 /// The transformers recorder's tests, with the packages of an overlay before the environment's own.
 fn with_overlay(interpreter: &Path, what: &str, overlay: &Path, further: &[String]) -> Result<()> {
-    let mut pytest = pytest(interpreter);
+    let mut pytest = pytest(interpreter, true);
     for file in std::fs::read_dir(workspace::root().join(RECORDERS))? {
         let file = file?.path();
         if file.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("test_transformers")) {
@@ -97,8 +97,12 @@ fn with_overlay(interpreter: &Path, what: &str, overlay: &Path, further: &[Strin
     workspace::run(&format!("pytest {RECORDERS}, with the {what} transformers"), &mut pytest)
 }
 
-fn pytest(interpreter: &Path) -> Command {
+fn pytest(interpreter: &Path, beside: bool) -> Command {
     let mut pytest = Command::new(interpreter);
     pytest.args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider"]);
+    if beside {
+        // a file's tests share what they make, so a file stays in one process; each process has one thread
+        pytest.args(["-n", "2", "--dist", "loadfile"]).env("OMP_NUM_THREADS", "1");
+    }
     pytest
 }

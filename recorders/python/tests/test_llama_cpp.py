@@ -154,7 +154,7 @@ def test_a_full_disk_is_warned_about_once_and_the_result_is_untouched(tmp_path, 
     assert len([warning for warning in caught if warning.category is RecorderWarning]) == 1
 
 
-def test_a_failure_inside_the_callback_leaves_the_result_untouched(tmp_path, read_trace, model_file, monkeypatch):
+def test_a_failure_inside_the_callback_leaves_the_result_untouched(tmp_path, model_file, monkeypatch):
     llama = load(model_file("smollm2"))
     tokens = llama.tokenize(TEXT)
     plain = greedy(llama, tokens, 4)
@@ -167,7 +167,18 @@ def test_a_failure_inside_the_callback_leaves_the_result_untouched(tmp_path, rea
         with record(llama, tmp_path / "t"):
             assert greedy(llama, tokens, 4) == plain
     assert len([warning for warning in caught if warning.category is RecorderWarning]) == 1
-    assert read_trace(tmp_path / "t").json["complete"] is False
+    assert not (tmp_path / "t").exists(), "not one step was whole"
+
+
+def test_a_second_recorder_is_refused_while_one_is_open(tmp_path, read_trace, model_file):
+    llama = load(model_file("smollm2"))
+    context = llama._ctx
+    with record(llama, tmp_path / "t"):
+        with pytest.raises(TypeError, match="being recorded already"):
+            with record(llama, tmp_path / "other"):
+                pytest.fail("the block must not run")
+        llama.eval([1, 2])
+    assert llama._ctx is context and len(read_trace(tmp_path / "t")) == 1 and not (tmp_path / "other").exists()
 
 
 def test_an_interrupt_during_the_callback_reaches_the_caller(tmp_path, read_trace, model_file, monkeypatch):

@@ -80,6 +80,8 @@ class Recorder:
             raise TypeError(f"firstdiff.llama_cpp records {', '.join(ARCHITECTURES)}; this model is {architecture}")
         if llama.lora_path:
             raise TypeError("a LoRA adapter changes the model; merge it into the file to record it")
+        if isinstance(llama._ctx, _Context):
+            raise TypeError("this Llama is being recorded already; end that recording before the next one begins")
         _ggml.check_layout()
         self.llama = llama
         self.wants = selection.wants
