@@ -138,7 +138,7 @@ fn the_output_shown_first_is_what_the_demo_prints() {
     };
     firstdiff_diagnose::diagnose(&mut result, &evidence, options).unwrap();
     let result = firstdiff_report::check_text(&result);
-    let expected: String = result.lines().take(13).map(|l| format!("{l}\n")).collect();
+    let expected: String = result.lines().take(14).map(|l| format!("{l}\n")).collect();
     let readme = read("README.md");
     let shown = between(&readme, "```text", "```");
     assert!(shown == expected, "the first block of README.md should be:\n\n{expected}");

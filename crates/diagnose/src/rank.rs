@@ -189,7 +189,7 @@ fn explain(
     let Some((scene, own)) = Scene::new(trial, finding, op, step)? else { return Ok(Explanation::default()) };
     let screen = Screen::new(trial, &scene, own)?;
     let unedited = screen.unedited;
-    let search = search(trial, &scene, &screen, watch)?;
+    let search = search(trial, &scene, &screen, places, watch)?;
     let mut candidates = Candidates { tried: search.looked_at, of: search.looked_at + search.missed };
     let (mut inside, mut outside): (Vec<Tried>, Vec<Tried>) =
         search.tried.into_iter().partition(|t| t.residual <= INSIDE);

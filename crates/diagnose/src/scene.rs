@@ -52,7 +52,7 @@ struct Meter {
 }
 
 /// Work for each element of a weight that a hypothesis looks at whole: reading and dequantising it.
-const READ: Work = 4;
+const READ: Work = 10;
 
 impl<'a> Scene<'a> {
     /// With the value as the model has it; `None` where it is not recorded, or where the budget does not have the
@@ -100,7 +100,8 @@ impl<'a> Scene<'a> {
         (&self.meter.budget, self.meter.refused.load(Ordering::Relaxed))
     }
 
-    /// Asks for work to be done; what costs much asks before it begins. Where that is refused, the hypothesis does
+    /// Asks for work to be done, in multiply-adds of a fast matrix product: a step of a plain loop is worth ten of them,
+    /// a cosine or a power two hundred. What costs much asks before it begins. Where that is refused, the hypothesis does
     /// without, and is asked again once everything cheaper was tried.
     pub fn may(&self, work: Work) -> bool {
         let may = self.meter.budget.spend(work);

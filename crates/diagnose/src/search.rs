@@ -45,20 +45,23 @@ pub(crate) struct Search {
     pub missed: usize,
 }
 
+/// Costs within a factor of four are about the same.
+const COARSE: u32 = 2;
 /// Hypotheses that propose side by side.
 const BATCH: usize = 16;
-/// What is kept for measuring the best of what is screened: so many times.
-const MEASURED: Work = 2;
 
 /// Tries every hypothesis at the scene's place.
 pub(crate) fn search(
     trial: &Trial,
     scene: &Scene,
     screen: &Screen,
+    places: &Places,
     watch: &dyn Watch,
 ) -> Result<Search, Error> {
     let here = Places::from([(scene.op, scene.step)]);
-    let kept = MEASURED.saturating_mul(trial.cost_of_measuring(&Edit::new(""), &here));
+    // Screening leaves enough to measure the best of what it finds, here and then at all places.
+    let measuring = |places: &Places| trial.cost_of_measuring(&Edit::new(""), places);
+    let kept = measuring(&here).saturating_add(measuring(places)).min(trial.budget.left() / 2);
     let mut searcher =
         Searcher { trial, scene, screen, here, kept, watch, seen: BTreeSet::new(), found: Search::default() };
     let all: Vec<usize> = (0..HYPOTHESES.len()).collect();
@@ -129,11 +132,18 @@ impl Searcher<'_> {
         let costs: Vec<Work> = proposed.par_iter().map(|(_, edit)| cost(edit)).collect();
         let proposed =
             proposed.into_iter().zip(first..).map(|((order, edit), number)| Proposed { order, number, edit });
-        let mut costed: Vec<(Work, Proposed)> = costs.into_iter().zip(proposed).collect();
-        // Of equal ones the first in the list.
-        costed.sort_by_key(|(cost, _)| *cost);
+        let costed = costs.into_iter().zip(proposed);
+        // Of edits that cost about the same, each hypothesis's first, then its second: the likeliest comes first.
+        let mut turns = vec![0usize; HYPOTHESES.len()];
+        let mut turn = |order: usize| {
+            turns[order] += 1;
+            turns[order]
+        };
+        let mut costed: Vec<(u32, usize, Work, Proposed)> =
+            costed.map(|(cost, p)| (cost.max(1).ilog2() / COARSE, turn(p.order), cost, p)).collect();
+        costed.sort_by_key(|(coarse, turn, ..)| (*coarse, *turn));
         let mut affordable = Vec::with_capacity(costed.len());
-        for (cost, edit) in costed {
+        for (_, _, cost, edit) in costed {
             let left = trial.budget.left().saturating_sub(self.kept);
             if cost <= left && trial.budget.spend(cost) {
                 affordable.push(edit);

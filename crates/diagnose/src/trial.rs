@@ -37,7 +37,7 @@ pub(crate) struct Plan {
 }
 
 /// Work for each element of a weight that an edit may replace: reading it, changing it, rounding it.
-const REPLACED: Work = 8;
+const REPLACED: Work = 30;
 
 impl<'a> Trial<'a> {
     /// The same with a budget of its own.

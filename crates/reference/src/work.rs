@@ -16,15 +16,15 @@ pub type Work = u64;
 
 /// What one element of an operation without products costs: reading, a function, a rounding. Measured beside a matrix
 /// product in f64 (docs/MEASURED.md).
-const ELEMENT: Work = 8;
+const ELEMENT: Work = 100;
 /// What one weight costs to read and dequantise, once for all rows of an execution.
-const WEIGHT: Work = 4;
+const WEIGHT: Work = 10;
 /// Work per operation and step whatever its size: looking up, allocating.
-const CALL: Work = 10_000;
+const CALL: Work = 100_000;
 
-/// How much work one core does in a second, at least: the rate at which budgets in seconds are set. It is fixed;
+/// How much work one core does in a second, about: the rate at which budgets in seconds are set. It is fixed;
 /// docs/MEASURED.md says how it was measured.
-pub const PER_SECOND: Work = 1_000_000_000;
+pub const PER_SECOND: Work = 10_000_000_000;
 
 /// Work that may still be done.
 #[derive(Debug)]
@@ -148,9 +148,12 @@ fn parts(program: &Program, op: &Op, counts: &Counts) -> Parts {
         OpKind::GroupedLinear(_) | OpKind::HcWeights(_) => matrices(op).saturating_mul(counts.tokens as Work),
         _ => 0,
     };
-    // A norm of a few rows reads as much as it writes; a pool reads far more.
-    let read = (0..op.inputs.len()).map(|i| product(&input(i))).fold(0, Work::saturating_add);
-    Parts { products, elements: elements.saturating_add(read) }
+    // Most operations read as much as they write; a product's elements are counted by its terms.
+    let read = match products {
+        0 => (0..op.inputs.len()).map(|i| product(&input(i))).max().unwrap_or(0),
+        _ => 0,
+    };
+    Parts { products, elements: elements.max(read) }
 }
 
 /// Weights that one execution reads.

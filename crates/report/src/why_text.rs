@@ -7,15 +7,16 @@ use crate::number::short;
 /// Parts that are listed where no test of the whole tensor failed.
 const PARTS: usize = 3;
 
-/// Which tests failed, with figures and limits: those of the whole tensor, else the worst parts.
+/// Which tests failed, with figures and limits: the first that the whole tensor did, else the worst parts.
 pub(crate) fn why(why: &[Why]) -> Option<String> {
-    let of_whole =
-        why.iter().filter(|w| w.axis.is_none() && w.test != Test::NotFinite && w.test != Test::Selection);
-    let mut said: Vec<String> = of_whole.map(reason).collect();
-    if said.is_empty() {
-        said.extend(why.iter().filter(|w| w.axis.is_some()).take(PARTS).map(reason));
+    let first = why.first()?;
+    match (first.test, first.axis) {
+        // Another line says these.
+        (Test::NotFinite | Test::Selection, _) => None,
+        // A large error has factors and wrong parts besides, which say no more.
+        (_, None) => Some(reason(first)),
+        (_, Some(_)) => Some(why.iter().take(PARTS).map(reason).collect::<Vec<_>>().join("; ")),
     }
-    (!said.is_empty()).then(|| said.join("; "))
 }
 
 /// `token 10 alone: 5.2 times the noise floor (limit 4)`.
@@ -35,10 +36,10 @@ fn reason(w: &Why) -> String {
     }
 }
 
-/// Four digits of how far a factor is from one.
+/// Three digits of how far a factor is from one.
 fn factor(x: f64) -> String {
     let digits = match (x - 1.0).abs() {
-        d if d > 0.0 && d < 0.1 => (3.0 - d.log10()).ceil().clamp(4.0, 12.0) as usize,
+        d if d > 0.0 && d < 0.1 => (2.0 - d.log10()).ceil().clamp(4.0, 12.0) as usize,
         _ => 4,
     };
     format!("{x:.digits$}")

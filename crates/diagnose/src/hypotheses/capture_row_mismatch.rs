@@ -32,7 +32,7 @@ fn propose_order(scene: &Scene) -> Option<Edit> {
     let tokens = scene.input().positions.len();
     let exact = scene.exact(scene.op).filter(|e| e.shape() == scene.engine.shape() && e.rows() == tokens && tokens > 1)?;
     // Every row is compared with every other.
-    scene.may((tokens * exact.len()) as u64).then_some(())?;
+    scene.may(10 * (tokens * exact.len()) as u64).then_some(())?;
     let order: Vec<usize> = (0..tokens).map(|row| nearest(scene.engine.row(row), exact)).collect::<Option<_>>()?;
     let mut sorted = order.clone();
     sorted.sort_unstable();

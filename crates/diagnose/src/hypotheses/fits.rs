@@ -35,7 +35,7 @@ pub(super) fn sources(scene: &Scene) -> Option<Vec<usize>> {
         return None;
     }
     // Every row may be compared with every other.
-    scene.may((engine.rows() * engine.len()) as u64).then_some(())?;
+    scene.may(20 * (engine.rows() * engine.len()) as u64).then_some(())?;
     let source = |row: usize| {
         let here = engine.row(row);
         if apart(here, exact.row(row)) < CLOSE {
@@ -113,7 +113,7 @@ pub(super) fn summed(scene: &Scene) -> Option<Vec<bool>> {
     let used = outputs.min((6 * blocks).div_ceil(rows).max(16));
     // A matrix of all blocks is added up, then factored.
     let work = blocks * blocks * (rows * used / 2 + blocks / 6) + rows * used * width;
-    scene.may(work as u64).then_some(())?;
+    scene.may(10 * work as u64).then_some(())?;
     // Of a vocabulary's thousands of rows few are read.
     let chosen = || (0..used).map(|o| o * outputs / used);
     let w = scene.weight_rows(&linear.weight, chosen())?;
@@ -212,7 +212,7 @@ fn matrix(scene: &Scene, op: usize, linear: &firstdiff_model::ops::Linear) -> Op
     if rows < n + n / 8 + 8 || (rows + outputs) * n * n > WORK || ys.iter().any(|y| !y.is_finite()) {
         return None;
     }
-    scene.may(((rows + outputs) * n * n) as u64).then_some(())?;
+    scene.may(10 * ((rows + outputs) * n * n) as u64).then_some(())?;
     if let Some(bias) = linear.bias.as_deref() {
         let bias = scene.weight(bias)?;
         ys.iter_mut().enumerate().for_each(|(i, y)| *y -= f64::from(bias[i % outputs]));

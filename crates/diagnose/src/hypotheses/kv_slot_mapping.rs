@@ -73,7 +73,7 @@ pub(super) fn moved(scene: &Scene) -> Vec<Edit> {
         return vec![];
     }
     // Every row may be compared with every other.
-    if !scene.may((rows * exact.len()) as u64) {
+    if !scene.may(10 * (rows * exact.len()) as u64) {
         return vec![];
     }
     // Each wrong row is another token's, or was never written.

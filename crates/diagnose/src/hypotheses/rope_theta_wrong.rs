@@ -81,8 +81,7 @@ fn fitted(scene: &Scene, dim: usize) -> Option<f64> {
     let step = (0.5 / last).clamp(1e-3, 0.05);
     let (low, high) = (10f64.ln(), 1e9f64.ln());
     let count = ((high - low) / step) as usize;
-    // A power and a cosine are worth some multiply-adds.
-    scene.may([count + 120, angles.len().min(ROWS), dim / 2, 32].iter().map(|&n| n as u64).product()).then_some(())?;
+    scene.may([count + 120, angles.len().min(ROWS), dim / 2, 400].iter().map(|&n| n as u64).product()).then_some(())?;
     let best = (0..=count).map(|i| low + i as f64 * step).min_by(|a, b| error(*a).total_cmp(&error(*b)))?;
     let (mut a, mut b) = (best - step, best + step);
     for _ in 0..60 {

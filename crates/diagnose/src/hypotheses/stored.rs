@@ -90,7 +90,7 @@ pub(super) fn block(scene: &Scene) -> Option<Block> {
     (vocab.checked_mul(hidden)?.checked_mul(cache.heads * cache.dim)? <= SEARCHED).then_some(())?;
     let ids: Vec<i64> = (0..vocab as i64).collect();
     let all = scene.forward(&ids, 0, |op| op.tap == ops[projection].tap)?.remove(&projection)?;
-    scene.may((slots.len() * all.len()) as u64).then_some(())?;
+    scene.may(10 * (slots.len() * all.len()) as u64).then_some(())?;
     let token = |row: usize| -> Option<i64> {
         let best = nearest(stored.row(row), &all)?;
         near(stored.row(row), all.row(best), CLOSE).then_some(best as i64)

@@ -111,8 +111,7 @@ pub(super) fn fitted_positions(scene: &Scene, limit: u32) -> Option<Vec<u32>> {
     let (_, frequencies) = rotation(scene)?;
     let angles = angles(scene)?;
     let tried = tried_positions(scene.steps().iter().flat_map(|s| s.positions.iter().copied()), limit);
-    // A cosine is worth some multiply-adds.
-    let work = [angles.len(), tried.len(), frequencies.len(), 16].iter().map(|&n| n as u64).product();
+    let work = [angles.len(), tried.len(), frequencies.len(), 200].iter().map(|&n| n as u64).product();
     scene.may(work).then_some(())?;
     let fit = |angles: &Vec<f64>| {
         let error = |p: u32| -> f64 {
