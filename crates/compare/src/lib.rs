@@ -22,7 +22,7 @@ mod structure;
 mod tokens;
 mod ulps;
 
-pub use arithmetic::ArithmeticUse;
+pub use arithmetic::{ArithmeticUse, Taken};
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
 pub use check::{Candidates, Check, CheckOptions, Coverage, Unloaded, Verdict, check, check_with_evidence};
 pub use diff::{Circumstances, Diff, DiffRow, DiffVerdict, Differing, Held, SameWeights, WorstElement, diff};

@@ -41,6 +41,11 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
         &format!("{} tensors, {} elements, {} steps", count(c.taps), count(c.elements), count(c.steps)),
     )?;
     line(out, "arithmetic", &format!("{}, {}", check.arithmetic.profile, check.arithmetic.why))?;
+    for taken in &check.arithmetic.taken {
+        let text =
+            format!("the engine {}; nothing declares it: add to arithmetic {}", taken.what, taken.declare);
+        line(out, "taken", &text)?;
+    }
     if check.verdict == Verdict::Agrees
         && let Some((tap, severity)) = &check.closest
     {

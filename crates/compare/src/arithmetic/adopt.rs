@@ -10,7 +10,7 @@ use firstdiff_reference::{Arithmetic, Executor, StepInput, Unedited, Weights};
 use firstdiff_trace::{Trace, tap};
 
 use super::candidates::{Candidate, candidates};
-use super::{ArithmeticUse, Formats};
+use super::{ArithmeticUse, Formats, Taken};
 use crate::align::Alignment;
 use crate::evidence::Evidence;
 use crate::measure::Measured;
@@ -105,8 +105,8 @@ pub(crate) fn settle(
         used.why, first.arithmetic.name, stage.arithmetic.name
     );
     used.profile = stage.arithmetic.name.clone();
-    let line = |&i: &usize| format!("the engine {}; declare {}", list[i].what, list[i].declare);
-    used.taken = stage.taken.iter().map(line).collect();
+    let taken = |&i: &usize| Taken { what: list[i].what.clone(), declare: list[i].declare.clone() };
+    used.taken = stage.taken.iter().map(taken).collect();
     Ok(Settled { arithmetic: stage.arithmetic, used, replayed: stage.replayed, doubt: None })
 }
 

@@ -10,7 +10,7 @@ use super::Formats;
 
 /// Something that an engine may do.
 pub(super) struct Candidate {
-    /// Keys of `arithmetic` in trace.json that would declare it, as `key: value`.
+    /// Keys of `arithmetic` in trace.json that would declare it.
     pub declare: String,
     /// In words: "the engine …".
     pub what: String,
@@ -136,7 +136,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
         list.push(
             Candidate::new(
                 "residual",
-                "residual: f32",
+                "\"residual\": \"f32\"",
                 "keeps the residual stream in f32",
                 reads_stream,
                 |a| a.clone().with_fused_residual(),
@@ -146,7 +146,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     }
     if short && !base.norm_root_stored {
         let what = format!("stores the root of each norm in {}", base.store.name());
-        list.push(Candidate::new("norm", "norm_root: stored", what, norm, |a| {
+        list.push(Candidate::new("norm", "\"norm_root\": \"stored\"", what, norm, |a| {
             let name = format!("{}+norm-root-stored", a.name);
             Arithmetic { name, norm_root_stored: true, ..a.clone() }
         }));
@@ -157,7 +157,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
                 "adds up {ranks} partial sums of row-parallel products in {} (tensor parallel)",
                 base.store.name()
             );
-            let declare = format!("tensor_parallel: {ranks}");
+            let declare = format!("\"tensor_parallel\": {ranks}");
             list.push(
                 Candidate::new("tensor_parallel", declare, what, is_row_parallel, move |a| {
                     a.clone().with_tensor_parallel(ranks)
@@ -169,7 +169,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     if short && open("split_sums") && base.split_sums == 1 && plain {
         let what = format!("adds up partial sums of products in {}", base.store.name());
         list.push(
-            Candidate::new("split_sums", format!("split_sums: {SPLIT}"), what, product, |a| {
+            Candidate::new("split_sums", format!("\"split_sums\": {SPLIT}"), what, product, |a| {
                 a.clone().with_split_sums(SPLIT)
             })
             .of_sums(),
@@ -177,13 +177,16 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     }
     if open("kv_cache") {
         list.extend(caches(base, trace, model));
+    } else if let CacheFormat::Float(format @ (Float::E4M3 | Float::E5M2)) = base.k_cache {
+        // Declared without a scale; an engine that has one, and does not record it, means the same.
+        list.push(cached(CacheFormat::Scaled(format)));
     }
     if open("matmul_inputs") && plain {
         list.extend(inputs(base, model));
     }
     if short && base.accumulate == Float::F32 && base.product_sums.is_none() && open("product_sums") {
         let what = format!("holds the sums of products in {}", base.store.name());
-        let declare = format!("product_sums: {}", base.store.name());
+        let declare = format!("\"product_sums\": \"{}\"", base.store.name());
         // Kernels add in several places at once: up to 16 short sums err by a quarter of what one long one does.
         list.push(
             Candidate::new("product_sums", declare, what, product, |a| {
@@ -197,7 +200,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
         let what = format!("cuts rotated queries and keys and attention's sums off to {}", base.store.name());
         let list_of = |a: &[&str]| a.iter().map(|t| format!("layers.*.{t}")).collect::<Vec<_>>();
         let taps = list_of(&CUT_OFF);
-        let declare = format!("truncated: [\"{}\"]", taps.join("\", \""));
+        let declare = format!("\"truncated\": [\"{}\"]", taps.join("\", \""));
         list.push(
             Candidate::new("truncated", declare, what, rotation_or_sum, move |a| {
                 let name = format!("{}+truncated", a.name);
@@ -209,7 +212,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     if open("read") && !base.reads_unrounded {
         let what = "goes on with values before they are rounded for recording";
         list.push(
-            Candidate::new("read", "read: unrounded", what, any, |a| {
+            Candidate::new("read", "\"read\": \"unrounded\"", what, any, |a| {
                 let name = format!("{}+reads-unrounded", a.name);
                 Arithmetic { name, reads_unrounded: true, ..a.clone() }
             })
@@ -252,7 +255,7 @@ fn stored(base: &Arithmetic, trace: &Trace, model: &Model) -> Option<Candidate> 
     let list: Vec<String> = found.iter().map(|(tap, f)| format!("\"{tap}\": \"{}\"", f.name())).collect();
     let names: Vec<String> = found.iter().map(|(tap, f)| format!("{tap} in {}", f.name())).collect();
     let what = format!("stores {}", names.join(", "));
-    Some(Candidate::new("stored", format!("stored: {{{}}}", list.join(", ")), what, any, move |a| {
+    Some(Candidate::new("stored", format!("\"stored\": {{{}}}", list.join(", ")), what, any, move |a| {
         let name = format!("{}+stored-short", a.name);
         let stored = found.iter().cloned().chain(a.stored.iter().cloned()).collect();
         Arithmetic { name, stored, ..a.clone() }
@@ -272,7 +275,7 @@ fn embed_factor(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
         .filter(|f| f.round(scale) != held)
         .map(|format| {
             let what = format!("holds the factor of embeddings in {}", format.name());
-            let declare = format!("embed_factor: {}", format.name());
+            let declare = format!("\"embed_factor\": \"{}\"", format.name());
             Candidate::new(
                 "embed_factor",
                 declare,
@@ -285,6 +288,27 @@ fn embed_factor(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
             )
         })
         .collect()
+}
+
+/// How a format of both caches is declared.
+fn declaration(format: CacheFormat) -> String {
+    match format {
+        CacheFormat::Float(format) => format!("\"kv_cache\": \"{}\"", format.name()),
+        CacheFormat::Scaled(format) => {
+            format!("\"kv_cache\": \"{}\", and record layers.N.k_scale and v_scale", format.name())
+        }
+        CacheFormat::Integers { bits, group: Group::Channels(32), scale: Float::F16 } => {
+            format!("\"kv_cache\": \"q{bits}_0\"")
+        }
+        CacheFormat::Integers { bits, group, .. } => {
+            let group = match group {
+                Group::Channels(n) => n.to_string(),
+                Group::Head => "\"head\"".into(),
+                Group::Token => "\"token\"".into(),
+            };
+            format!("\"kv_cache\": \"int{bits}\", \"kv_group\": {group}")
+        }
+    }
 }
 
 /// Formats of the caches, the finer ones first.
@@ -314,17 +338,17 @@ fn caches(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec<Candidate> {
         CacheFormat::Integers { group: Group::Channels(n), scale: Float::F32, .. } => *n < dim,
         _ => true,
     };
-    list.into_iter()
-        .filter(|f| *f != base.k_cache && distinct(f))
-        .map(|format| {
-            let what = format!("caches keys and values in {}", format.name());
-            Candidate::new("kv_cache", format!("kv_cache: {}", format.name()), what, cache, move |a| {
-                let name = format!("{}+cache-{}", a.name, format.name().replace(' ', "-"));
-                Arithmetic { name, ..a.clone().with_cache(format) }
-            })
-            .coarse(format.unit_roundoff() > Float::BF16.unit_roundoff())
-        })
-        .collect()
+    list.into_iter().filter(|f| *f != base.k_cache && distinct(f)).map(cached).collect()
+}
+
+/// Keys and values in one format.
+fn cached(format: CacheFormat) -> Candidate {
+    let what = format!("caches keys and values in {}", format.name());
+    Candidate::new("kv_cache", declaration(format), what, cache, move |a| {
+        let name = format!("{}+cache-{}", a.name, format.name().replace(' ', "-"));
+        Arithmetic { name, ..a.clone().with_cache(format) }
+    })
+    .coarse(format.unit_roundoff() > Float::BF16.unit_roundoff())
 }
 
 /// What products may do to their inputs.
@@ -355,8 +379,12 @@ fn inputs(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
             };
             let touches =
                 if matches!(inputs, MatmulInputs::Scaled { .. }) { product } else { product_or_attention };
-            Candidate::new("matmul_inputs", format!("matmul_inputs: {name}"), what, touches, move |a| {
-                match inputs {
+            Candidate::new(
+                "matmul_inputs",
+                format!("\"matmul_inputs\": \"{name}\""),
+                what,
+                touches,
+                move |a| match inputs {
                     MatmulInputs::Ggml => {
                         let ggml = Arithmetic::ggml();
                         Arithmetic { weights: a.weights, stored: a.stored.clone(), ..ggml }
@@ -371,8 +399,8 @@ fn inputs(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
                         matmul_inputs: inputs,
                         ..a.clone()
                     },
-                }
-            })
+                },
+            )
         })
         .collect()
 }

@@ -23,9 +23,18 @@ pub struct ArithmeticUse {
     pub declared: bool,
     /// Why this one.
     pub why: String,
-    /// What was taken beyond that, because it explains what else would be wrong: how to declare it.
+    /// What was taken on beyond that, because it explains what else would be wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub taken: Vec<String>,
+    pub taken: Vec<Taken>,
+}
+
+/// Something that an engine does and its trace does not declare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Taken {
+    /// In words, after "the engine".
+    pub what: String,
+    /// Keys of `arithmetic` in trace.json that declare it.
+    pub declare: String,
 }
 
 /// The arithmetic declared in the manifest, or inferred from the stored values.
