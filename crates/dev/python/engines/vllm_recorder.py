@@ -264,7 +264,7 @@ class Recorder:
             if held.element_size() == 1:
                 held = held.contiguous().view(_FLOAT8[layer.kv_cache_dtype]).float() * scale
             self._step.taps[at + tap] = held.contiguous().clone()
-        if len(self._ends) > 1:
+        if len(self._tokens) > 1:  # of a single sequence there is no doubt
             numbers = [self._numbers[request] for request in self.runner.input_batch.req_ids]
             self._step.taps["key_sequence"] = np.repeat(np.array(numbers, np.int64), self._ends)
             self._step.taps["key_position"] = np.concatenate([np.arange(end, dtype=np.int64) for end in self._ends])
