@@ -305,9 +305,9 @@ fn explains(before: &[Judged], after: &[Judged], taken: &[&Candidate], program: 
     };
     let layers: BTreeSet<Option<usize>> =
         raised.iter().filter(|(b, a)| speaks(&b.measured, a)).map(|(b, _)| layer(b)).collect();
-    // Sums that cancel err far more than others when their parts are stored: an arithmetic that raises the floor just
-    // where the error is needs no second layer.
-    let specific = taken.iter().all(|candidate| candidate.of_sums)
+    // Sums that cancel err far more than others when their parts are stored, and norms where one channel dominates when
+    // their input is: an arithmetic that raises the floor just where the error is needs no second layer.
+    let specific = taken.iter().all(|candidate| candidate.selective)
         && raised.iter().filter(|(b, _)| b.measured.is_wrong()).all(|(b, a)| {
             let growth = a.noise_rel_l2 / b.measured.noise_rel_l2;
             b.measured.severity() > SPECIFIC * growth * a.severity()

@@ -27,8 +27,8 @@ pub(super) struct Candidate {
     pub coarse: bool,
     /// Whether all errors that it makes point towards zero.
     pub cuts_off: bool,
-    /// Whether it stores parts of sums.
-    pub of_sums: bool,
+    /// Whether it raises the floor much where values cancel or one channel dominates, and little elsewhere.
+    pub selective: bool,
 }
 
 /// Most bounds are reached by a third to a half of themselves (docs/VERDICTS.md).
@@ -52,7 +52,7 @@ impl Candidate {
             least: LEAST,
             coarse: false,
             cuts_off: false,
-            of_sums: false,
+            selective: false,
         }
     }
 
@@ -65,8 +65,8 @@ impl Candidate {
         Candidate { least, ..self }
     }
 
-    fn of_sums(self) -> Candidate {
-        Candidate { of_sums: true, ..self }
+    fn selective(self) -> Candidate {
+        Candidate { selective: true, ..self }
     }
 
     fn cutting_off(self) -> Candidate {
@@ -141,6 +141,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
                 reads_stream,
                 |a| a.clone().with_fused_residual(),
             )
+            .selective()
             .here_and_there(),
         );
     }
@@ -162,7 +163,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
                 Candidate::new("tensor_parallel", declare, what, is_row_parallel, move |a| {
                     a.clone().with_tensor_parallel(ranks)
                 })
-                .of_sums(),
+                .selective(),
             );
         }
     }
@@ -172,7 +173,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
             Candidate::new("split_sums", format!("\"split_sums\": {SPLIT}"), what, product, |a| {
                 a.clone().with_split_sums(SPLIT)
             })
-            .of_sums(),
+            .selective(),
         );
     }
     if open("kv_cache") {
