@@ -13,14 +13,8 @@ use crate::out;
 
 /// Compare the tokens two engines chose: where they part, and whether rounding decides it.
 ///
-/// A and B are traces (folders), or files with token ids, in one of three formats:
-///
-///   [1, 2, 3]                                    a JSON array of ids
-///   1 2 3  or  1,2,3                             ids separated by spaces, line ends or commas
-///   {"prompt_ids": [1, 2], "tokens": [3, 4]}     as `firstdiff run --format json` prints
-///
-/// Only the last one, and traces, tell the prompt from the output; a list is compared as a whole, or behind the other
-/// side's prompt. Sequences of traces are paired by their prompts.
+/// A and B are traces, or files with token ids. Sequences of traces are paired by their prompts; a list without a prompt
+/// is compared as a whole, or behind the other side's prompt.
 ///
 /// With a model, a fork is judged by the reference; without one, by
 /// the recorded logits of both sides. Also reports output that repeats itself, stop ids that were
@@ -29,9 +23,12 @@ use crate::out;
 /// Exit code 0: the same, or parted by a tie; 1: not, or something reported is wrong; 3: nothing to
 /// compare, or a fork that cannot be judged.
 #[derive(Debug, ClapArgs)]
-#[command(verbatim_doc_comment)]
 pub struct Tokens {
     /// One stream: a trace folder, or a file of token ids ([1, 2, 3], or 1 2 3)
+    ///
+    /// A file holds a JSON array, `[1, 2, 3]`; or ids separated by spaces, line ends or commas, `1 2 3`; or what
+    /// `firstdiff run --format json` prints, `{"prompt_ids": [1, 2], "tokens": [3, 4]}`, which tells the prompt
+    /// from the output.
     a: PathBuf,
     /// The other, in the same formats
     b: PathBuf,

@@ -1,6 +1,6 @@
 //! Tokens that went in one at a time, and that the engine did not choose as far as the trace shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use firstdiff_trace::Trace;
 use serde::Serialize;
@@ -57,7 +57,7 @@ const STALE: f64 = 0.05;
 /// A harness may feed what it likes (a text to score, a forced token), so that alone is no fault. It is one where
 /// the token that went in is one that was due elsewhere: the token chosen before it, or the one chosen at the same
 /// time for another sequence. A given text hits such a token by chance: with the chance `q` that two tokens of this
-/// sequence are equal, for each place it could come from. Of `m` other tokens, `s` or more are then stale with the
+/// sequence are equal, for each token that it could be. Of `m` other tokens, `s` or more are then stale with the
 /// chance `sum C(m, i) q^i (1 - q)^(m - i)`; a fault is believed below 5 %, and only where at least four of five
 /// tokens are the recorded choices (one that breaks off: a text to score is seldom followed so well) or where
 /// no fewer than half of the others, and at least four, are stale.
@@ -79,7 +79,7 @@ pub(crate) fn otherwise(side: &str, chain: &Chain, others: &[Chain]) -> (Vec<Fed
         .flat_map(|o| o.choices.iter().filter(|c| c.said).map(|c| (c.step, c.token)))
         .collect();
     let mut found: Vec<FedOtherwise> = Vec::new();
-    let (mut follow, mut stuck, mut sources) = (0usize, false, 2usize);
+    let (mut follow, mut stuck, mut sources) = (0usize, false, 1usize);
     for c in chain.choices.iter().filter(|c| c.said && alone(c.index)) {
         let (Some(&fed), Some(step)) = (chain.ids.get(c.index), step_of(c.index)) else { continue };
         if fed == c.token {
@@ -87,20 +87,22 @@ pub(crate) fn otherwise(side: &str, chain: &Chain, others: &[Chain]) -> (Vec<Fed
             continue;
         }
         let before = c.index.checked_sub(1);
-        let earlier = before.and_then(|i| chosen.get(&i)) == Some(&fed);
+        let earlier = before.and_then(|i| chosen.get(&i)).copied();
         // The last token of a prompt, or a choice, that goes in again and again.
-        let again = before.and_then(|i| chain.ids.get(i)) == Some(&fed) && (stuck || found.is_empty());
-        let of_this_step: Vec<i64> =
-            same_time.iter().filter(|(s, _)| *s == c.step).map(|(_, t)| *t).collect();
-        sources = sources.max(2 + of_this_step.len());
-        let stale = if earlier || again {
+        let again = before.and_then(|i| chain.ids.get(i)).copied().filter(|_| stuck || found.is_empty());
+        let here = |(s, t): &(usize, i64)| (*s == c.step).then_some(*t);
+        let of_others: BTreeSet<i64> = same_time.iter().filter_map(here).collect();
+        let mut due: BTreeSet<i64> = of_others.iter().copied().chain(earlier).chain(again).collect();
+        due.remove(&c.token);
+        sources = sources.max(due.len());
+        let stale = if [earlier, again].contains(&Some(fed)) {
             Some("the token before it, again".to_string())
-        } else if of_this_step.contains(&fed) {
+        } else if of_others.contains(&fed) {
             Some("the token chosen for another sequence".to_string())
         } else {
             None
         };
-        stuck = again;
+        stuck = again == Some(fed);
         let (side, sequence) = (side.to_string(), chain.sequence);
         found.push(FedOtherwise { side, sequence, step, chosen: c.token, fed, stale, wrong: false });
     }
