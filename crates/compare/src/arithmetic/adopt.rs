@@ -75,10 +75,12 @@ pub(crate) fn settle(
         let Some(next) = setting.next(stages.last().unwrap_or(&stages[0]), &list)? else { break };
         stages.push(next);
     }
+    // Each is held against the last one that was believed: what is taken on later is not believed for what that explains.
     let mut accepted = 0;
     for (number, stage) in stages.iter().enumerate().skip(1) {
-        let taken: Vec<&Candidate> = stage.taken.iter().map(|&i| &list[i]).collect();
-        if explains(&stages[0].replayed.judged, &stage.replayed.judged, &taken, &setting.model.program) {
+        let base = &stages[accepted];
+        let taken: Vec<&Candidate> = stage.taken[base.taken.len()..].iter().map(|&i| &list[i]).collect();
+        if explains(&base.replayed.judged, &stage.replayed.judged, &taken, &setting.model.program) {
             accepted = number;
         }
     }
