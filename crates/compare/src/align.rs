@@ -1,89 +1,154 @@
 //! Which recorded values belong to which operations, in which shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use firstdiff_model::{Axis, Counts, Program};
-use firstdiff_reference::{StepInput, counts};
+use firstdiff_model::{Axis, Counts, OpKind, Program, Value};
+use firstdiff_reference::{KeyLabel, StepInput, counts};
 use firstdiff_tensor::{Real, Tensor};
-use firstdiff_trace::{Step, Trace, tap};
+use firstdiff_trace::declared::{Layout, Rank, RopeOrder};
+use firstdiff_trace::{Step, TapInfo, Trace, tap};
 
 use crate::Error;
-use crate::replay::input;
+use crate::history::{Incomplete, incomplete};
+use crate::order_of_keys::out_of_order;
+use crate::place_axes::{Placement, Wanted, place};
+use crate::reach::{Known, Reach};
+use crate::steps::{self, inputs};
 use crate::tokens::late::Undo;
+use crate::unmodelled::unmodelled;
 
-/// How a recorded tensor is brought to the axes of its operation.
+/// Where the recorded value of an operation lies in a step, and how it is brought to the operation's axes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Placement {
-    /// Axis order to apply, where the engine wrote the axes in another one.
-    pub permute: Option<Vec<usize>>,
-    /// The stored shape with merged axes split, before the permutation.
-    pub grouped: Vec<usize>,
+pub(crate) struct Recorded {
+    /// The recorded tap, where it has another name than the operation's.
+    name: Option<String>,
+    /// Of a fused projection: its first column, and how many.
+    columns: Option<(usize, usize)>,
+    placement: Placement,
 }
 
 /// The recorded values of a trace, placed on a program.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Alignment {
     /// For each step, for each operation, how its recorded value is read.
-    pub placements: Vec<Vec<Option<Placement>>>,
+    pub placements: Vec<Vec<Option<Recorded>>>,
     /// Recorded names that no operation has.
     pub unknown: Vec<String>,
     /// Taps whose axes were given in another order.
     pub permuted: Vec<String>,
-    /// Operations over the vocabulary that were recorded with more columns: tokens, and columns.
-    pub padded: BTreeMap<usize, [usize; 2]>,
     /// The place of the logits, and what a sampler had done to them when they were recorded.
     pub late: Option<(usize, Undo)>,
+    /// The input rows of the steps, with the keys that they read.
+    pub steps: Vec<StepInput>,
+    /// What can be compared.
+    pub reach: Reach,
+    /// What else a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Products that a fused one holds, in its order, by their taps without layers.
+const FUSED: [(&str, &[&str]); 2] =
+    [("qkv_proj", &["q_proj", "k_proj", "v_proj"]), ("gate_up_proj", &["gate_proj", "up_proj"])];
+
+impl Recorded {
+    /// Rows of the first axis.
+    pub fn rows(&self) -> usize {
+        self.placement.shape.first().copied().unwrap_or(1)
+    }
 }
 
 impl Alignment {
     pub fn new(trace: &Trace, program: &Program) -> Result<Alignment, Error> {
         let layers = program.ops.iter().filter_map(|op| tap::split(&op.tap).0).max().map_or(0, |l| l + 1);
-        let last_cache = program.ops.iter().rposition(|op| op.kind.state().is_some()).unwrap_or(0);
+        let mut steps = inputs(trace);
+        let incomplete = incomplete(&steps);
+        steps::imply_axes(trace, program, &incomplete, &mut steps);
+        let compressed = !program.ratios().is_empty();
+        let names: HashSet<&str> = program.ops.iter().map(|op| op.tap.as_str()).collect();
+        // The reader of the trace has checked what it declares.
+        let layout = trace.manifest.layout().unwrap_or_default();
+        let partial = layout.rank.filter(Rank::is_partial).map(part_of_a_run);
+        let places = Places::new(program, layout);
+        let mut parts: Vec<(String, usize)> = Vec::new();
         let mut alignment = Alignment::default();
-        let inputs: Vec<StepInput> = trace.steps.iter().map(input).collect();
-        for (step, counts) in trace.steps.iter().zip(counts(&inputs, &program.ratios())) {
+        let (mut unknown, mut permuted, mut beyond) = (HashSet::new(), HashSet::new(), BTreeSet::new());
+        for (number, (step, counts)) in trace.steps.iter().zip(counts(&steps, &program.ratios())).enumerate()
+        {
+            let file = || step.path().to_path_buf();
+            if compressed && (!step.keys.is_empty() || !step.forks.is_empty()) {
+                return Err(Error::KeyAxes { file: file() });
+            }
             for name in step.taps().keys() {
-                if tap::split(name).0.is_some_and(|layer| layer >= layers) {
-                    return Err(Error::Layer { file: step.path().into(), tap: name.clone(), layers });
+                let (layer, rest) = tap::split(name);
+                if layer.is_some_and(|layer| layer >= layers) {
+                    return Err(Error::Layer { file: file(), tap: name.clone(), layers });
                 }
                 let pattern = tap::pattern(name);
-                if program.find(name).is_none() && !alignment.unknown.contains(&pattern) {
+                if !names.contains(name.as_str())
+                    && !places.is_read(layer, rest)
+                    && unknown.insert(pattern.clone())
+                {
                     alignment.unknown.push(pattern);
                 }
             }
             let mut placed = Vec::with_capacity(program.ops.len());
             for (index, op) in program.ops.iter().enumerate() {
-                let Some(info) = step.taps().get(&op.tap) else {
+                let Some((name, columns, info)) = places.find(index, &op.tap, step) else {
                     placed.push(None);
                     continue;
                 };
+                let tap = name.as_deref().unwrap_or(&op.tap);
                 if !info.dtype.is_float() && op.kind.discrete().is_none() {
-                    return Err(Error::WholeNumbers { file: step.path().into(), tap: op.tap.clone() });
+                    return Err(Error::WholeNumbers { file: file(), tap: tap.into() });
                 }
-                let fewer_rows = index > last_cache;
-                let shape = match padded(&op.tap, &info.shape, &counts.extents(&op.axes)) {
-                    Some((shape, columns)) => {
-                        alignment.padded.insert(index, columns);
-                        shape
+                let input = &steps[number];
+                let wanted = places.wanted(index, op, input, &counts, columns.as_ref());
+                if partial.is_some() && places.is_added_up(op) {
+                    parts.push((tap::pattern(tap), number));
+                    placed.push(None);
+                    continue;
+                }
+                let Some(mut placement) = place(&info.shape, &wanted) else {
+                    if partial.is_some() {
+                        parts.push((tap::pattern(tap), number));
+                        placed.push(None);
+                        continue;
                     }
-                    None => info.shape.clone(),
+                    return Err(steps::misfit(step, input, tap, info, &op.axes, &wanted));
                 };
-                let Some(placement) = place(&shape, &op.axes, &counts, fewer_rows) else {
-                    return Err(Error::Shape {
-                        file: step.path().into(),
-                        tap: op.tap.clone(),
-                        found: info.shape.clone(),
-                        expected: counts.extents(&op.axes),
-                    });
-                };
-                let pattern = tap::pattern(&op.tap);
-                if placement.permute.is_some() && !alignment.permuted.contains(&pattern) {
-                    alignment.permuted.push(pattern);
+                placement.neighbours = places.neighbours(index, op);
+                steps::check_rows(step, input, tap, &placement, &op.axes)?;
+                if placement.permute.is_some() && permuted.insert(tap::pattern(tap)) {
+                    alignment.permuted.push(tap::pattern(tap));
                 }
-                placed.push(Some(placement));
+                beyond.extend(placement.beyond);
+                let columns = columns.map(|c| (c.first, c.count));
+                placed.push(Some(Recorded { name, columns, placement }));
             }
             alignment.placements.push(placed);
         }
+        if let (Some(&most), Some(&fewest)) = (beyond.last(), beyond.first()) {
+            let how_many = if most == fewest { most.to_string() } else { format!("{fewest} to {most}") };
+            alignment
+                .notes
+                .push(format!("{how_many} columns of the logits beyond the vocabulary are not compared"));
+        }
+        let unordered = out_of_order(trace, program, &alignment, &steps)?;
+        let declared = |step: usize, layer| trace.steps[step].keys.of(layer).is_some();
+        let recorded = |op: usize, step: usize| alignment.placements[step][op].is_some();
+        alignment.reach = Reach::new(&Known {
+            program,
+            steps: &steps,
+            incomplete: &incomplete,
+            declared: &declared,
+            recorded: &recorded,
+            unordered: &unordered,
+            unmodelled: &unmodelled(trace),
+        });
+        for (tap, step) in parts {
+            alignment.reach.leave(&tap, step, partial.as_deref().unwrap_or_default());
+        }
+        alignment.steps = steps;
         Ok(alignment)
     }
 
@@ -100,22 +165,23 @@ impl Alignment {
         name: &str,
         file: &Step,
     ) -> Result<Option<Tensor<T>>, Error> {
-        let Some(placement) = &self.placements[step][op] else { return Ok(None) };
-        let Some(mut tensor) = file.read::<T>(name)? else { return Ok(None) };
-        if let Some(&[tokens, columns]) = self.padded.get(&op) {
-            tensor = without_padding(tensor, tokens, columns);
-        }
-        let shape = tensor.shape().to_vec();
-        let tensor = tensor.reshape(placement.grouped.clone()).map_err(|_| Error::Shape {
+        let Some(recorded) = &self.placements[step][op] else { return Ok(None) };
+        let name = recorded.name.as_deref().unwrap_or(name);
+        let Some(tensor) = file.read::<T>(name)? else { return Ok(None) };
+        let found = tensor.shape().to_vec();
+        let tensor = match recorded.columns {
+            None => Some(tensor),
+            Some((first, count)) => columns(tensor, first, count),
+        };
+        let misread = |expected: &[usize]| Error::Shape {
             file: file.path().into(),
             tap: name.into(),
-            found: shape,
-            expected: placement.grouped.clone(),
-        })?;
-        let mut tensor = match &placement.permute {
-            Some(order) => tensor.permute(order),
-            None => tensor,
+            found: found.clone(),
+            expected: expected.to_vec(),
         };
+        let placement = &recorded.placement;
+        let tensor = tensor.ok_or_else(|| misread(&placement.grouped))?;
+        let mut tensor = placement.apply(tensor).ok_or_else(|| misread(&placement.grouped))?;
         if let Some((_, undo)) = self.late.as_ref().filter(|(logits, _)| *logits == op) {
             undo.undo(step, file, &mut tensor);
         }
@@ -123,165 +189,186 @@ impl Alignment {
     }
 }
 
-/// The shape of logits without the columns that lie beyond the vocabulary, with how many tokens and columns there are:
-/// engines make the output matrix a round number of rows.
-fn padded(tap: &str, found: &[usize], expected: &[usize]) -> Option<(Vec<usize>, [usize; 2])> {
-    let (&columns, &tokens) = (found.last()?, expected.last()?);
-    if !matches!(tap, "logits" | "logits_raw") || columns <= tokens || tokens < 2 {
+/// Some columns of the last axis.
+fn columns<T: Real>(tensor: Tensor<T>, first: usize, count: usize) -> Option<Tensor<T>> {
+    let last = tensor.shape().len().checked_sub(1)?;
+    if first + count > tensor.shape()[last] {
         return None;
     }
-    // All rows flattened into one axis are no padding.
-    if columns.is_multiple_of(tokens)
-        && found.iter().filter(|&&d| d != 1).count() < 2
-        && expected.first() != Some(&1)
-    {
-        return None;
-    }
-    let mut shape = found.to_vec();
-    *shape.last_mut()? = tokens;
-    Some((shape, [tokens, columns]))
+    Some(tensor.select(last, &(first..first + count).collect::<Vec<_>>()))
 }
 
-/// The columns of the vocabulary alone.
-fn without_padding<T: Real>(tensor: Tensor<T>, tokens: usize, columns: usize) -> Tensor<T> {
-    let mut shape = tensor.shape().to_vec();
-    match shape.last_mut() {
-        Some(last) if *last == columns && columns > tokens => *last = tokens,
-        _ => return tensor,
-    }
-    let data = tensor.data().chunks_exact(columns).flat_map(|row| row[..tokens].iter().copied()).collect();
-    Tensor::new(shape, data).unwrap_or(tensor)
+/// Columns of a fused product.
+#[derive(Clone, Copy, Debug)]
+struct Columns {
+    first: usize,
+    count: usize,
+    of: usize,
 }
 
-/// Finds how `found` holds the axes: as they are, with adjacent ones merged or extents of 1 added,
-/// with only the last rows or keys, or in another order.
-fn place(found: &[usize], axes: &[Axis], counts: &Counts, fewer_rows: bool) -> Option<Placement> {
-    let squeezed: Vec<usize> = found.iter().copied().filter(|&d| d != 1).collect();
-    let fits = |shape: &[usize]| {
-        let mut wanted = shape.iter().copied().filter(|&d| d != 1).peekable();
-        // Each stored extent must be a product of consecutive wanted ones.
-        for &have in &squeezed {
-            let mut product = 1usize;
-            while product < have {
-                product = product.checked_mul(wanted.next()?)?;
+/// Where else than under its own name the value of an operation may be recorded.
+struct Places<'a> {
+    program: &'a Program,
+    last_cache: usize,
+    /// By operation.
+    elsewhere: HashMap<usize, (String, Option<Columns>)>,
+    /// Taps of layers that are read so.
+    read: HashSet<String>,
+    layout: Layout,
+    /// The head size of what a later operation takes for heads.
+    heads: Vec<Option<(usize, usize)>>,
+}
+
+impl<'a> Places<'a> {
+    fn new(program: &'a Program, layout: Layout) -> Places<'a> {
+        let mut elsewhere = HashMap::new();
+        let find: HashMap<&str, usize> =
+            program.ops.iter().enumerate().map(|(i, op)| (op.tap.as_str(), i)).collect();
+        let width = |op: usize| match program.ops[op].axes.as_slice() {
+            [Axis::Tokens, Axis::Channels(n)] => Some(*n),
+            _ => None,
+        };
+        for (index, op) in program.ops.iter().enumerate() {
+            let (Some(layer), rest) = tap::split(&op.tap) else { continue };
+            let at = |name: &str| tap::in_layer(layer, name);
+            if rest == "experts_out" && !find.contains_key(at("mlp_out").as_str()) {
+                elsewhere.insert(index, (at("mlp_out"), None));
             }
-            if product != have {
-                return None;
+            for (fused, parts) in FUSED {
+                let of: Option<Vec<(usize, usize)>> = parts
+                    .iter()
+                    .map(|part| find.get(at(part).as_str()).and_then(|&op| Some((op, width(op)?))))
+                    .collect();
+                let (Some(of), false) = (of, find.contains_key(at(fused).as_str())) else { continue };
+                let mut first = 0;
+                let total = of.iter().map(|p| p.1).sum();
+                for (part, count) in of {
+                    if part == index {
+                        elsewhere.insert(index, (at(fused), Some(Columns { first, count, of: total })));
+                    }
+                    first += count;
+                }
             }
         }
-        wanted.peek().is_none().then(|| shape.to_vec())
-    };
-    let full = counts.extents(axes);
-    if full.contains(&0) {
-        // Nothing was computed, whatever shape nothing was written in.
-        return found.contains(&0).then_some(Placement { permute: None, grouped: full });
+        let heads = (0..program.ops.len()).map(|op| heads(program, op)).collect();
+        let read = elsewhere.values().map(|(name, _)| name.clone()).collect();
+        let last_cache = program.ops.iter().rposition(|op| op.kind.state().is_some()).unwrap_or(0);
+        Places { program, last_cache, elsewhere, read, layout, heads }
     }
-    if let Some(grouped) = fits(&full) {
-        return Some(Placement { permute: None, grouped });
+
+    /// Whether a tap that no operation has is read as the value of one.
+    fn is_read(&self, layer: Option<usize>, rest: &str) -> bool {
+        layer.is_some_and(|layer| self.read.contains(&tap::in_layer(layer, rest)))
     }
-    let count: usize = found.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-    // Only the last rows, or only the last keys: the element count tells how many.
-    let partial = |axis: usize| {
-        let others: usize = full.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, n)| n).product();
-        let fewer = count.checked_div(others)?;
-        let mut shape = full.clone();
-        if !(1..shape[axis]).contains(&fewer) {
+
+    /// The recorded value of an operation: its name where that is another, its columns, its shape.
+    fn find<'s>(
+        &self,
+        op: usize,
+        name: &str,
+        step: &'s Step,
+    ) -> Option<(Option<String>, Option<Columns>, &'s TapInfo)> {
+        if let Some(info) = step.taps().get(name) {
+            return Some((None, None, info));
+        }
+        let (name, columns) = self.elsewhere.get(&op)?;
+        let info = step.taps().get(name)?;
+        Some((Some(name.clone()), *columns, info))
+    }
+
+    /// The shape that the recorded value should have.
+    fn wanted(
+        &self,
+        index: usize,
+        op: &firstdiff_model::Op,
+        step: &StepInput,
+        counts: &Counts,
+        columns: Option<&Columns>,
+    ) -> Wanted {
+        let axis = step.keys.of(tap::split(&op.tap).0);
+        let counts = Counts { keys: axis.map_or(counts.keys, |axis| axis.len()), ..counts.clone() };
+        let mut extents = counts.extents(&op.axes);
+        let whole = columns.map(|c| c.of);
+        let whole_run = !self.layout.rank.is_some_and(|rank| rank.is_partial());
+        if let (Some(last), Some(whole)) = (extents.last_mut(), whole) {
+            *last = whole;
+        }
+        Wanted {
+            axes: op.axes.clone(),
+            extents,
+            columns: columns.map(|c| c.count),
+            heads: self.heads[index].filter(|_| columns.is_none()),
+            // Part of the heads or channels is not part of the keys or rows.
+            fewer_rows: index > self.last_cache && (whole_run || tap::split(&op.tap).0.is_none()),
+            fewer_keys: axis.is_none() && whole_run,
+            sequences: firstdiff_trace::in_order(&step.sequence).len(),
+            padded: is_vocabulary(self.program, index),
+            letters: self.letters(&op.tap),
+        }
+    }
+
+    /// The order of axes that the trace declares for a tap.
+    fn letters(&self, tap: &str) -> Option<String> {
+        let pattern = tap::pattern(tap);
+        let of = |(glob, _): &(&String, &String)| tap::matches(glob, tap) || **glob == pattern;
+        self.layout.axes.iter().find(of).map(|(_, letters)| letters.clone())
+    }
+
+    /// The head size, where the channels that rotate together lie side by side.
+    fn neighbours(&self, index: usize, op: &firstdiff_model::Op) -> Option<usize> {
+        const ROTATED: [&str; 7] = ["q_proj", "k_proj", "q_norm", "k_norm", "q_rope", "k_rope", "k_cache"];
+        let named = ROTATED.contains(&tap::split(&op.tap).1);
+        if self.layout.rope_order == RopeOrder::Halves || !named {
             return None;
         }
-        shape[axis] = fewer;
-        fits(&shape).map(|grouped| Placement { permute: None, grouped })
-    };
-    let keys = |axis: &Axis| matches!(axis, Axis::Keys | Axis::Candidates(_));
-    if let Some(axis) = axes.iter().position(keys) {
-        if let Some(placement) = partial(axis) {
-            return Some(placement);
+        match *op.axes.as_slice() {
+            [.., Axis::Heads(_), Axis::Channels(dim)] => Some(dim),
+            _ => self.heads[index].map(|(_, dim)| dim),
         }
-    } else if let (true, Some(axis)) = (fewer_rows, axes.iter().position(|a| *a == Axis::Tokens))
-        && let Some(placement) = partial(axis)
-    {
-        return Some(placement);
     }
-    permutations(full.len()).into_iter().find_map(|order| {
-        let stored: Vec<usize> = order.iter().map(|&a| full[a]).collect();
-        let mut back = vec![0; order.len()];
-        order.iter().enumerate().for_each(|(i, &a)| back[a] = i);
-        fits(&stored).map(|grouped| Placement { permute: Some(back), grouped })
-    })
-}
 
-/// All orders of `n` axes but the plain one; programs have at most three.
-fn permutations(n: usize) -> Vec<Vec<usize>> {
-    match n {
-        2 => vec![vec![1, 0]],
-        3 => vec![vec![1, 0, 2], vec![0, 2, 1], vec![1, 2, 0], vec![2, 0, 1], vec![2, 1, 0]],
-        _ => vec![],
+    /// Whether ranks hold partial sums of a value until they are added up.
+    fn is_added_up(&self, op: &firstdiff_model::Op) -> bool {
+        ["attn_out", "mlp_out", "experts_out", "shared_out"].contains(&tap::split(&op.tap).1)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Why what a rank holds a part of is not compared.
+fn part_of_a_run(rank: Rank) -> String {
+    let share = rank.tensor.filter(|s| s.of > 1).or(rank.expert);
+    let (rank, of) = share.map_or((0, 1), |s| (s.rank, s.of));
+    format!("rank {rank} of {of} holds a part of it, and the parts of a run are not joined yet")
+}
 
-    const QUERIES: [Axis; 3] = [Axis::Tokens, Axis::Heads(4), Axis::Channels(8)];
-    const SCORES: [Axis; 3] = [Axis::Heads(4), Axis::Tokens, Axis::Keys];
-
-    fn permute(found: &[usize], axes: &[Axis]) -> Option<Option<Vec<usize>>> {
-        place(found, axes, &counts(), true).map(|p| p.permute)
+/// The heads and their size into which the next operation divides an operation's channels.
+fn heads(program: &Program, op: usize) -> Option<(usize, usize)> {
+    let &[Axis::Tokens, Axis::Channels(width)] = program.ops[op].axes.as_slice() else { return None };
+    let reader = program.ops.iter().find(|r| r.inputs.first() == Some(&Value(op)))?;
+    match *reader.axes.as_slice() {
+        [.., Axis::Heads(heads), Axis::Channels(dim)] if heads * dim == width => Some((heads, dim)),
+        _ => None,
     }
+}
 
-    /// Five tokens, seven keys, and of entries of two tokens three, of which one is new.
-    fn counts() -> Counts {
-        let entries = vec![firstdiff_model::EntryCount { ratio: 2, all: 3, new: 1 }];
-        Counts { tokens: 5, keys: 7, entries }
-    }
+/// Whether the channels of an operation are tokens: engines pad them.
+fn is_vocabulary(program: &Program, op: usize) -> bool {
+    let last = program.ops.len() - 1;
+    let before = program.ops[last].inputs.first().map(|v| v.0);
+    let capped = matches!(program.ops[last].kind, OpKind::SoftCap(_));
+    op == last || capped && before == Some(op)
+}
 
-    #[test]
-    fn the_same_axes_in_another_grouping_are_taken_silently() {
-        for found in [&[5, 4, 8][..], &[5, 32], &[1, 5, 4, 8], &[20, 8]] {
-            assert_eq!(permute(found, &QUERIES), Some(None), "{found:?}");
-        }
-    }
+/// Whose key an entry is.
+pub(crate) fn label(key: &Option<firstdiff_trace::Key>) -> KeyLabel {
+    key.map_or(KeyLabel::EMPTY, |k| KeyLabel { sequence: k.sequence, position: k.position })
+}
 
-    #[test]
-    fn another_order_of_axes_is_found() {
-        assert_eq!(permute(&[4, 5, 8], &QUERIES), Some(Some(vec![1, 0, 2])));
-        assert_eq!(permute(&[5, 4, 7], &SCORES), Some(Some(vec![1, 0, 2])));
-    }
-
-    #[test]
-    fn the_last_rows_or_keys_alone_are_accepted() {
-        assert_eq!(place(&[2, 32], &QUERIES, &counts(), true).unwrap().grouped, [2, 4, 8]);
-        assert_eq!(place(&[2, 32], &QUERIES, &counts(), false), None);
-        assert_eq!(place(&[4, 5, 6], &SCORES, &counts(), false).unwrap().grouped, [4, 5, 6]);
-    }
-
-    #[test]
-    fn candidates_are_keys_and_entries_of_which_the_last_may_stand_alone() {
-        let axes = [Axis::Heads(4), Axis::Tokens, Axis::Candidates(2)];
-        for columns in [10, 8, 4] {
-            let found = place(&[4, 5, columns], &axes, &counts(), false).unwrap();
-            assert_eq!(found.grouped, [4, 5, columns]);
-        }
-        assert_eq!(place(&[4, 5, 11], &axes, &counts(), false), None);
-        let entries = [Axis::NewEntries(3), Axis::Channels(8)];
-        assert_eq!(place(&[0, 8], &entries, &counts(), false).unwrap().grouped, [0, 8], "none is complete");
-    }
-
-    #[test]
-    fn columns_beyond_the_vocabulary_are_padding() {
-        assert_eq!(padded("logits", &[5, 128], &[5, 96]), Some((vec![5, 96], [96, 128])));
-        assert_eq!(padded("logits", &[128], &[5, 96]), Some((vec![96], [96, 128])));
-        assert_eq!(padded("logits", &[5, 96], &[5, 96]), None);
-        assert_eq!(padded("logits", &[480], &[5, 96]), None, "all rows in one axis");
-        assert_eq!(padded("final_norm", &[5, 128], &[5, 96]), None);
-        let logits = Tensor::<f64>::new([2, 3], vec![1.0, 2.0, 9.0, 3.0, 4.0, 9.0]).unwrap();
-        assert_eq!(without_padding(logits, 2, 3).data(), [1.0, 2.0, 3.0, 4.0]);
-    }
-
-    #[test]
-    fn other_shapes_are_refused() {
-        for found in [&[5, 33][..], &[6, 32], &[5, 4, 4, 4], &[0], &[]] {
-            assert_eq!(permute(found, &QUERIES), None, "{found:?}");
-        }
-    }
+/// What incomplete sequences a step has, by whether it has one sequence alone.
+pub(crate) fn only<'i>(step: &StepInput, incomplete: &'i [Incomplete]) -> Option<&'i Incomplete> {
+    let first = step.sequence.first()?;
+    step.sequence
+        .iter()
+        .all(|q| q == first)
+        .then(|| incomplete.iter().find(|i| i.sequence == *first))
+        .flatten()
 }

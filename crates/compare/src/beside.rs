@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use firstdiff_model::{Model, Program};
-use firstdiff_reference::{Computed, Executor, KeyValues, StepInput, Taps, Weights};
+use firstdiff_reference::{Computed, Executor, KeyValues, Taps, Weights};
 use firstdiff_tensor::{Float, Tensor};
 use firstdiff_trace::{Trace, tap};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::align::Alignment;
 use crate::check::{Check, CheckOptions, Verdict, check_judged};
 use crate::diff::{Diff, diff};
-use crate::replay::{Judged, input};
+use crate::replay::Judged;
 use crate::{Error, MAX_RATIO};
 
 /// Which side is farther from what the model says.
@@ -196,10 +196,9 @@ fn logits(trace: &Trace, model: &Model, memory: usize) -> Result<Option<f64>, Er
     let weights = Weights::new(&model.checkpoint, Float::F32, memory);
     let executor =
         Executor { program: &model.program, weights: &weights, arithmetic: None, lanes: 0, progress: None };
-    let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
     let mut distance = Distance { trace, alignment: &alignment, op, error: 0.0, norm: 0.0, failed: None };
     let mut keys = KeyValues::<f64>::new(model.program.ops.len());
-    executor.execute(&steps, &mut keys, &mut distance)?;
+    executor.execute(&alignment.steps, &mut keys, &mut distance)?;
     if let Some(error) = distance.failed {
         return Err(error);
     }
@@ -227,9 +226,16 @@ impl Taps<f64> for Distance<'_> {
         let step = &self.trace.steps[computed.step];
         match self.alignment.read::<f64>(computed.step, computed.op, "logits", step) {
             Ok(Some(held)) => {
-                // The last rows, where no more were recorded.
-                let skip = computed.exact.len().saturating_sub(held.len());
-                for (x, y) in held.data().iter().zip(&computed.exact.data()[skip..]) {
+                let input = &self.alignment.steps[computed.step];
+                let rows = input.held(held.rows());
+                // Of sequences whose first tokens are not in the trace, an execution from the tokens says nothing.
+                let known = |(i, row): (usize, &usize)| {
+                    let sequence = input.sequence[*row];
+                    let known = self.alignment.reach.blind(computed.step, sequence).is_none();
+                    (known && *row < computed.exact.rows()).then(|| (held.row(i), computed.exact.row(*row)))
+                };
+                let pairs = rows.iter().enumerate().filter_map(known);
+                for (x, y) in pairs.flat_map(|(x, y)| x.iter().zip(y)) {
                     self.error += if x.is_finite() { (x - y) * (x - y) } else { f64::MAX.sqrt() };
                     self.norm += y * y;
                 }

@@ -16,7 +16,8 @@ use crate::evidence::Evidence;
 use crate::finding::{Finding, findings};
 use crate::inspection::{inspect, inspect_some};
 use crate::parts::{self, Chosen, LayersChecked};
-use crate::replay::{Ambiguous, Judged, input};
+use crate::reach::NotCompared;
+use crate::replay::{Ambiguous, Judged};
 use crate::shared::{Shared, shared};
 use crate::side_by_side::{Replayed, replay};
 use crate::tokens::{self, Tokens, late};
@@ -87,6 +88,8 @@ pub struct Check {
     pub closest: Option<(String, f64)>,
     /// Where rounding decides a choice (which expert): the engine's was followed, or both were.
     pub ambiguous: Vec<Ambiguous>,
+    /// What was recorded and not compared, and why.
+    pub not_compared: Vec<NotCompared>,
     /// What else a reader should know.
     pub notes: Vec<String>,
 }
@@ -172,7 +175,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     same_model(trace, model)?;
     let alignment = Alignment::new(trace, &model.program)?;
     let chosen = parts::choose(model, &alignment, options.layers.as_deref())?;
-    let steps: Vec<StepInput> = trace.steps.iter().map(input).collect();
+    let steps = alignment.steps.clone();
     let possible = match &options.arithmetic {
         Some(given) => {
             let why = "given on the command line".to_string();
@@ -192,9 +195,9 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         let options = &CheckOptions { progress: None, ..options.clone() };
         Ok(replay(trace, model, &alignment, &chosen, &steps, &arithmetic, options)?.judged)
     })?;
-    let findings = findings(&replayed.judged, &model.program, trace, &alignment);
+    let findings = findings(&replayed.judged, &model.program, &alignment);
     let coverage = coverage(trace, model, &alignment, &chosen, &replayed.judged);
-    let tokens = if coverage.taps == 0 || coverage.layers.is_some() {
+    let mut tokens = if coverage.taps == 0 || coverage.layers.is_some() {
         None
     } else {
         // The second half: the tokens are of the whole model, whatever was replayed.
@@ -202,7 +205,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         let report =
             options.progress.map(|p| move |done: usize| p(replayed + done * replayed / all, 2 * replayed));
         let report = report.as_ref().map(|r| r as &(dyn Fn(usize) + Sync));
-        tokens::compare(trace, model, &arithmetic, options.lanes, late.as_ref(), report)?
+        tokens::compare(trace, model, &alignment, &arithmetic, options.lanes, late.as_ref(), report)?
     };
     let diverged = tokens.as_ref().is_some_and(Tokens::diverge);
     let verdict = if coverage.taps == 0 {
@@ -212,6 +215,8 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     } else {
         Verdict::Diverges
     };
+    let mut not_compared = alignment.reach.not_compared();
+    not_compared.extend(tokens.as_mut().map(|t| std::mem::take(&mut t.not_compared)).unwrap_or_default());
     let closest = replayed
         .judged
         .iter()
@@ -220,6 +225,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
     let mut notes = notes(trace, &alignment, &coverage, &findings, diverged, suspicions);
     notes.extend(late.map(|late| late.note()));
     notes.extend(doubt);
+    notes.extend(alignment.notes.iter().cloned());
     notes.extend(unrecorded_layers(&chosen, &coverage));
     let notes = notes.into_iter().chain(shortened(trace, &findings, &arithmetic)).collect();
     let check = Check {
@@ -235,6 +241,7 @@ fn check_whole(trace: &Trace, model: &Model, options: &CheckOptions) -> Result<W
         tokens,
         closest,
         ambiguous: replayed.ambiguous.clone(),
+        not_compared,
         notes,
     };
     Ok(Whole { check, replayed, alignment, steps, arithmetic })
@@ -306,6 +313,7 @@ fn coverage(
     // Nothing can be said of a layer of which nothing was recorded.
     let judged_layers: BTreeSet<usize> =
         judged.iter().filter_map(|j| tap::split(&model.program.ops[j.op].tap).0).collect();
+    let left: BTreeSet<String> = alignment.reach.not_compared().into_iter().flat_map(|n| n.taps).collect();
     let mut missing = Vec::new();
     let asked = |tap: &str| match &chosen.layers {
         None => true,
@@ -313,7 +321,7 @@ fn coverage(
     };
     for op in model.program.ops.iter().filter(|op| asked(&op.tap)) {
         let pattern = tap::pattern(&op.tap);
-        if !recorded.contains(&pattern) && !missing.contains(&pattern) {
+        if !recorded.contains(&pattern) && !left.contains(&pattern) && !missing.contains(&pattern) {
             missing.push(pattern);
         }
     }
@@ -388,12 +396,6 @@ fn notes(
             "{tap} was recorded with its axes in another order; compared in docs/TRACE.md's order"
         ));
     }
-    if let Some([tokens, columns]) = alignment.padded.values().next() {
-        notes.push(format!(
-            "the logits have {} columns beyond the vocabulary of {tokens}: padding, which is not compared",
-            columns - tokens
-        ));
-    }
     if let Some(first) = findings.first()
         && first.tap == "embed"
         && first.structure.is_empty()
@@ -416,7 +418,7 @@ fn notes(
         notes.push(
             "the trace has no steps: the engine stopped before its first one, or nothing was recorded".into(),
         );
-    } else if coverage.taps == 0 {
+    } else if coverage.taps == 0 && alignment.reach.not_compared().is_empty() {
         notes.push("no recorded value could be compared; record `logits` next, then `layers.*.out`".into());
     }
     if diverged && findings.is_empty() {

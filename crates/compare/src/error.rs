@@ -30,6 +30,101 @@ pub enum Error {
         /// The shape the program gives it.
         expected: Vec<usize>,
     },
+    /// One row more than tokens.
+    #[error(
+        "{file}: tap '{tap}' has {} rows, one row more than token_ids: is a BOS token missing from token_ids?",
+        rows + 1
+    )]
+    OneRowMore {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Rows of the step.
+        rows: usize,
+    },
+    /// A batch that is not flattened.
+    #[error(
+        "{file}: tap '{tap}' has shape {found:?}, a batch: flatten it and give `sequence` (I64, one number for each row of \
+         token_ids); padding is left out"
+    )]
+    Batch {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its shape.
+        found: Vec<usize>,
+    },
+    /// More keys than rows.
+    #[error(
+        "{file}: tap '{tap}' has {keys} keys where the steps so far have {known} rows: whose keys the others are is not known. \
+         Record key_sequence and key_position (docs/TRACE.md)"
+    )]
+    MoreKeys {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its keys.
+        keys: usize,
+        /// Keys that the trace accounts for.
+        known: usize,
+    },
+    /// Another number of keys than declared.
+    #[error(
+        "{file}: tap '{tap}' has {keys} keys where key_position lists {declared}; it has one entry for each of them"
+    )]
+    KeysDeclared {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its keys.
+        keys: usize,
+        /// Entries of `key_position`.
+        declared: usize,
+    },
+    /// Fewer rows in a batch, and nothing says which.
+    #[error(
+        "{file}: tap '{tap}' has {held} of {all} rows in a step of {sequences} sequences: which ones is not known. Record the \
+         last row of each sequence, all rows, or say which they are in logits_rows (I64)"
+    )]
+    RowsOfBatch {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its rows.
+        held: usize,
+        /// Sequences in the step.
+        sequences: usize,
+        /// Rows of the step.
+        all: usize,
+    },
+    /// Another number of rows than declared.
+    #[error("{file}: tap '{tap}' has {held} rows; it may have the {declared} of logits_rows, or all {all}")]
+    RowsDeclared {
+        /// The step file.
+        file: PathBuf,
+        /// The tap.
+        tap: String,
+        /// Its rows.
+        held: usize,
+        /// Rows listed.
+        declared: usize,
+        /// Rows of the step.
+        all: usize,
+    },
+    /// Declared keys, in a model whose caches hold more than keys.
+    #[error(
+        "{file}: key_sequence, key_position and fork cannot be given for this model: beside keys its caches hold compressed \
+         entries; leave them out"
+    )]
+    KeyAxes {
+        /// The step file.
+        file: PathBuf,
+    },
     /// Whole numbers where values are measured.
     #[error(
         "{file}: tap '{tap}' is stored as whole numbers, but it is no choice; record it in the float type that the engine holds"

@@ -91,6 +91,8 @@ impl<'a> Evidence<'a> {
             choice: predicted.choice.as_ref(),
             poisoned: self.poisoned.contains(&(op, step)),
             copied: self.copied(arithmetic, op, step),
+            rows: &self.alignment.steps[step],
+            part: self.alignment.reach.of(op, step),
         };
         Ok(match judge(&self.model.program, op, recorded, expected) {
             Judgement::Choice(compared) => Some(compared.measured),

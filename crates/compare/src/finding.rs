@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use firstdiff_model::{Axis, Op, Program};
-use firstdiff_trace::{Trace, tap};
+use firstdiff_trace::tap;
 use serde::Serialize;
 
 use crate::align::Alignment;
 use crate::measure::{Choices, MAX_RATIO, Measured, Part, THRESHOLDS, Why};
 use crate::place;
+use crate::reach::Part as Compared;
 use crate::replay::Judged;
 use crate::structure::Structure;
 use crate::ulps::Ulps;
@@ -157,12 +158,7 @@ pub struct Element {
 }
 
 /// Groups what is wrong, in order of execution.
-pub(crate) fn findings(
-    judged: &[Judged],
-    program: &Program,
-    trace: &Trace,
-    alignment: &Alignment,
-) -> Vec<Finding> {
+pub(crate) fn findings(judged: &[Judged], program: &Program, alignment: &Alignment) -> Vec<Finding> {
     let mut wrong: Vec<&Judged> = judged.iter().filter(|j| j.measured.is_wrong()).collect();
     wrong.sort_by_key(|j| (j.step, j.op));
     let mut found: Vec<Finding> = Vec::new();
@@ -179,7 +175,7 @@ pub(crate) fn findings(
                     finding.steps.push(j.step);
                 }
             }
-            None => found.push(first(j, op, program, trace, alignment)),
+            None => found.push(first(j, op, program, alignment)),
         }
     }
     let mut found = merge(found);
@@ -231,11 +227,10 @@ fn siblings(a: &str, b: &str) -> bool {
     stem(a).is_some() && stem(a) == stem(b)
 }
 
-fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alignment) -> Finding {
+fn first(j: &Judged, op: &Op, program: &Program, alignment: &Alignment) -> Finding {
     let m = &j.measured;
     let (inputs, between) = sources(j, program, alignment);
     let from = inputs.last().cloned().unwrap_or_else(|| "token_ids".into());
-    let positions = &trace.steps[j.step].positions;
     let by_scale = m.ratio <= THRESHOLDS.whole && m.scale_sigmas > THRESHOLDS.sigmas;
     Finding {
         step: j.step,
@@ -247,14 +242,14 @@ fn first(j: &Judged, op: &Op, program: &Program, trace: &Trace, alignment: &Alig
         operations: between,
         taps: vec![op.tap.clone()],
         steps: vec![j.step],
-        place: place(m, positions),
+        place: place(m, &|axis, of, i| number(j, alignment, axis, of, i)),
         error: Sizes { rel_l2: m.rel_l2, max_abs: m.max_abs, cosine: m.cosine, non_finite: m.non_finite },
         noise: Floor { rel_l2: m.noise_rel_l2 },
         ratio: m.ratio.min(MAX_RATIO),
         residual: (m.severity() * THRESHOLDS.whole).min(MAX_RATIO),
         why: m.why(&|axis, i| {
             let tokens = m.parts.iter().find(|p| p.axis == Axis::Tokens).map_or(0, |p| p.ratios.len());
-            counted(axis, i, tokens, positions)
+            number(j, alignment, axis, tokens, i)
         }),
         structure: j.structure.clone(),
         ulps: j.ulps,
@@ -281,17 +276,26 @@ fn sources(j: &Judged, program: &Program, alignment: &Alignment) -> (Vec<String>
     (names(taps), names(operations))
 }
 
-/// How part `i` along an axis is counted: tokens by their positions. Engines may record the last of them only.
-fn counted(axis: Axis, i: usize, tokens: usize, positions: &[i64]) -> i64 {
-    let skipped = positions.len().saturating_sub(tokens);
-    match axis {
-        Axis::Tokens => positions.get(skipped + i).copied().unwrap_or(i as i64),
+/// What place `i` of `of` along an axis is called: tokens by their positions.
+fn number(j: &Judged, alignment: &Alignment, axis: Axis, of: usize, i: usize) -> i64 {
+    let step = &alignment.steps[j.step];
+    let at = |row: usize| step.positions.get(row).map_or(i as i64, |p| i64::from(*p));
+    match (axis, alignment.reach.of(j.op, j.step)) {
+        (Axis::Tokens, Compared::Rows(rows)) => {
+            // Of the rows that were recorded, those that were compared.
+            let chosen =
+                step.rows.as_ref().filter(|chosen| rows.len() != of && chosen.len() < step.token_ids.len());
+            let compared = |row: &&usize| chosen.is_none_or(|chosen| chosen.contains(row));
+            rows.iter().filter(compared).nth(i).map_or(i as i64, |row| at(*row))
+        }
+        (Axis::Tokens, _) => step.held(of).get(i).map_or(i as i64, |row| at(*row)),
+        (Axis::Keys, Compared::Keys(keys)) => keys.get(i).map_or(i as i64, |key| *key as i64),
         _ => i as i64,
     }
 }
 
 /// Which tokens, keys, heads and channels are wrong, in words.
-fn place(m: &Measured, positions: &[i64]) -> String {
+fn place(m: &Measured, number: &dyn Fn(Axis, usize, usize) -> i64) -> String {
     let mut words = Vec::new();
     if m.non_finite > 0 {
         words.push(format!("{} of {} elements are not finite", m.non_finite, m.elements));
@@ -314,7 +318,7 @@ fn place(m: &Measured, positions: &[i64]) -> String {
         if !coarse && (count == 0 || 2 * count > wrong.len()) {
             continue;
         }
-        let number = |i: usize| counted(part.axis, i, wrong.len(), positions);
+        let number = |i: usize| number(part.axis, wrong.len(), i);
         words.push(place::describe(part.axis, &wrong, &number));
     }
     if any { words.join(", ") } else { "spread thinly over all of it".into() }

@@ -4,10 +4,11 @@ use std::borrow::Cow;
 
 use firstdiff_model::ops::Discrete;
 use firstdiff_model::{Axis, OpKind, Program};
-use firstdiff_reference::{CacheFormat, Choice, Noise};
+use firstdiff_reference::{CacheFormat, Choice, Noise, StepInput};
 use firstdiff_tensor::{Float, Tensor};
 
 use crate::measure::{Measured, choice};
+use crate::reach::Part;
 
 /// What an execution gives for one operation in one step.
 pub(crate) struct Expected<'e> {
@@ -21,6 +22,10 @@ pub(crate) struct Expected<'e> {
     pub poisoned: bool,
     /// Of a cache: how its newest rows were written, where what was written is recorded too.
     pub copied: Option<Copied>,
+    /// The rows of the step.
+    pub rows: &'e StepInput,
+    /// What of it is compared.
+    pub part: &'e Part,
 }
 
 /// How the newest rows of a cache came into it. A cache copies: what it rounds, it rounds to nearest.
@@ -57,12 +62,18 @@ pub(crate) struct Compared<'e> {
     pub noise: Noise<f64>,
     pub axes: Vec<Axis>,
     shape: Vec<usize>,
+    /// Where a part was compared: all that was recorded, and all that is exact.
+    whole: Option<(Tensor<f64>, Tensor<f64>)>,
 }
 
 impl Compared<'_> {
     /// The recorded tensor in the shape of its operation, finite wherever the exact one is: what is not finite
     /// cannot be computed on with.
     pub fn into_finite(mut self) -> Tensor<f64> {
+        if let Some((mut recorded, exact)) = self.whole {
+            make_finite(&mut recorded, &exact);
+            return recorded;
+        }
         if self.measured.non_finite > 0 {
             make_finite(&mut self.recorded, &self.exact);
         }
@@ -78,7 +89,13 @@ pub(crate) fn judge<'e>(
     mut recorded: Tensor<f64>,
     expected: Expected<'e>,
 ) -> Judgement<'e> {
-    let kind = &program.ops[op].kind;
+    let (kind, axes) = (&program.ops[op].kind, &program.ops[op].axes);
+    if *expected.part == Part::Nothing {
+        if recorded.shape() == expected.exact.shape() {
+            make_finite(&mut recorded, &expected.exact);
+        }
+        return Judgement::Unjudged(recorded);
+    }
     if let Some(discrete) = kind.discrete() {
         let exact = &expected.exact;
         // An engine that drops what no row can see any more holds the last columns of a mask.
@@ -103,20 +120,31 @@ pub(crate) fn judge<'e>(
     if !fits || noise.variance.len() != expected.exact.len() {
         return Judgement::DoesNotFit { found: recorded.shape().to_vec() };
     }
-    let (exact, noise) = last(expected.exact, noise, recorded.shape());
+    let (exact, noise) = held(expected.exact, noise, recorded.shape(), axes, expected.rows);
     if matches!(kind, OpKind::AttnScores(_)) {
         unmask(&mut recorded, &exact);
     }
     if expected.poisoned {
         forget_poisoned(&mut recorded, &exact);
     }
+    let mut whole = None;
+    let (recorded, exact, noise) = match places(expected.part, axes, expected.rows, recorded.shape()) {
+        None => (recorded, exact, noise),
+        Some((_, places)) if places.is_empty() => return Judgement::Unjudged(recorded),
+        Some((axis, places)) => {
+            let part = recorded.select(axis, &places);
+            whole = Some((recorded, exact.clone().into_owned()));
+            let (exact, noise) = select(exact, noise, axis, &places);
+            (part, exact, noise)
+        }
+    };
     let shape = recorded.shape().to_vec();
     let (axes, recorded, exact) = by_head(program, op, recorded, exact, &noise);
     let mut measured = Measured::new(&recorded, &exact, &noise, &axes);
     if let Some(copied) = expected.copied {
         measured.farther = copied.farther(&recorded, &exact);
     }
-    Judgement::Tensor(Box::new(Compared { measured, recorded, exact, noise, axes, shape }))
+    Judgement::Tensor(Box::new(Compared { measured, recorded, exact, noise, axes, shape, whole }))
 }
 
 impl Copied {
@@ -196,6 +224,61 @@ fn unmask(recorded: &mut Tensor<f64>, exact: &Tensor<f64>) {
             *x = *y;
         }
     }
+}
+
+/// The part of the exact value, and of its noise, that was recorded: chosen rows of the step, else the last rows or keys.
+fn held<'e>(
+    exact: Cow<'e, Tensor<f64>>,
+    noise: Noise<f64>,
+    shape: &[usize],
+    axes: &[Axis],
+    step: &StepInput,
+) -> (Cow<'e, Tensor<f64>>, Noise<f64>) {
+    let tokens = axes.iter().position(|axis| *axis == Axis::Tokens);
+    let chosen = tokens.zip(step.rows.as_ref()).filter(|&(axis, rows)| {
+        shape.get(axis) == Some(&rows.len()) && exact.shape().get(axis).is_some_and(|all| *all > rows.len())
+    });
+    let (exact, noise) = match chosen {
+        Some((axis, rows)) => select(exact, noise, axis, rows),
+        None => (exact, noise),
+    };
+    last(exact, noise, shape)
+}
+
+/// Where a recorded tensor of this shape is compared, along which axis; none: everywhere.
+fn places(part: &Part, axes: &[Axis], step: &StepInput, shape: &[usize]) -> Option<(usize, Vec<usize>)> {
+    let of = |wanted: Axis| axes.iter().position(|axis| *axis == wanted);
+    match part {
+        Part::All | Part::Nothing => None,
+        Part::Rows(rows) => {
+            let axis = of(Axis::Tokens)?;
+            let held = step.held(shape[axis]);
+            Some((axis, (0..held.len()).filter(|&i| rows.binary_search(&held[i]).is_ok()).collect()))
+        }
+        Part::Keys(keys) => Some((of(Axis::Keys)?, keys.clone())),
+    }
+}
+
+/// Slices of an exact value along an axis that is not the last one, and their noise.
+fn select<'e>(
+    exact: Cow<'e, Tensor<f64>>,
+    noise: Noise<f64>,
+    axis: usize,
+    places: &[usize],
+) -> (Cow<'e, Tensor<f64>>, Noise<f64>) {
+    let shape = exact.shape();
+    let part = |shape: &[usize], data: Vec<f64>| {
+        Tensor::new(shape.to_vec(), data).map(|t| t.select(axis, places).into_data()).unwrap_or_default()
+    };
+    let rows = &shape[..shape.len() - 1];
+    let noise = Noise {
+        variance: part(shape, noise.variance),
+        lanes: noise.lanes.iter().map(|lane| lane.select(axis, places)).collect(),
+        along: part(rows, noise.along),
+        factor: part(rows, noise.factor),
+        ..noise
+    };
+    (Cow::Owned(exact.select(axis, places)), noise)
 }
 
 /// The part of the exact value, and of its noise, that was recorded: the last rows or keys.

@@ -2,6 +2,8 @@
 //! values, measures the difference in units of what rounding explains, and finds the first
 //! operation that is wrong.
 
+pub use firstdiff_trace::taps::is_branch;
+
 mod align;
 mod arithmetic;
 mod beside;
@@ -10,17 +12,23 @@ mod diff;
 mod error;
 mod evidence;
 mod finding;
+mod history;
 mod inspection;
 mod judge;
 mod measure;
+mod order_of_keys;
 mod parts;
 mod place;
+mod place_axes;
+mod reach;
 mod replay;
 mod shared;
 mod side_by_side;
+mod steps;
 mod structure;
 mod tokens;
 mod ulps;
+mod unmodelled;
 
 pub use arithmetic::{ArithmeticUse, Taken};
 pub use beside::{Beside, BesideRow, Side, Worse, beside};
@@ -32,6 +40,7 @@ pub use finding::{Because, Cause, Element, Finding, Floor, Rejected, Sizes, Unna
 pub use inspection::{Inspection, Setting, TensorReport, inspect};
 pub use measure::{Choices, MAX_RATIO, Measured, THRESHOLDS, Test, Thresholds, Why};
 pub use parts::LayersChecked;
+pub use reach::NotCompared;
 pub use replay::Ambiguous;
 pub use shared::Shared;
 pub use structure::Structure;

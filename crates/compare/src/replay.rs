@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use firstdiff_model::{OpKind, Program};
-use firstdiff_reference::{Arithmetic, Choice, Computed, StepInput, TIE, Taps};
+use firstdiff_reference::{Arithmetic, Choice, Computed, KeyLabel, TIE, Taps};
 use firstdiff_tensor::Tensor;
 use firstdiff_trace::{Step, Trace, tap};
 use serde::Serialize;
@@ -13,6 +13,7 @@ use crate::Error;
 use crate::align::Alignment;
 use crate::judge::{Compared, Copied, Expected, Judgement, judge};
 use crate::measure::{Measured, choice};
+use crate::reach::Part;
 use crate::structure::{Structure, structure};
 use crate::ulps::{Ulps, ulps};
 
@@ -171,19 +172,18 @@ pub(crate) fn copied(
     recorded: &Step,
 ) -> Option<Copied> {
     let cache = &program.ops[op];
-    let written = matches!(cache.kind, OpKind::Cache(_))
+    // The newest rows stand last, unless a key axis says otherwise.
+    let rows = &alignment.steps[step];
+    let axis = rows.keys.of(tap::split(&cache.tap).0);
+    let last = axis.is_none_or(|axis| {
+        let own = rows.sequence.iter().zip(&rows.positions);
+        let same = |(key, (q, p)): (&KeyLabel, (&i64, &u32))| key.sequence == *q && key.position == *p;
+        axis.len() >= own.len() && axis[axis.len() - own.len()..].iter().zip(own).all(same)
+    });
+    let written = last
+        && matches!(cache.kind, OpKind::Cache(_))
         && cache.inputs.first().is_some_and(|v| alignment.placements[step][v.0].is_some());
     written.then(|| Copied { format: arithmetic.cache_of(cache), rows: recorded.rows() })
-}
-
-/// The input rows of a recorded step.
-pub(crate) fn input(step: &Step) -> StepInput {
-    StepInput {
-        token_ids: step.token_ids.clone(),
-        // The trace reader has checked that positions fit.
-        positions: step.positions.iter().map(|&p| p as u32).collect(),
-        sequence: step.sequence.clone(),
-    }
 }
 
 impl Replay<'_> {
@@ -241,7 +241,12 @@ impl Taps<f64> for Replay<'_> {
                 (op, step),
                 &self.trace.steps[step],
             ),
+            rows: &self.alignment.steps[step],
+            part: self.alignment.reach.of(op, step),
         };
+        if *expected.part == Part::Nothing && value.data().iter().any(|x| !x.is_finite()) {
+            self.poisoned[step][op] = true;
+        }
         match judge(self.program, op, value, expected) {
             Judgement::Unjudged(value) => Ok(Some(value)),
             Judgement::DoesNotFit { found } => {

@@ -5,7 +5,13 @@ use firstdiff_diagnose::HYPOTHESES;
 
 use crate::{cases, workspace};
 
+/// The list of taps, as the recorders read it.
+const TAPS: &str = "recorders/python/src/firstdiff/taps.json";
+
 pub fn run() -> Result<()> {
+    let path = workspace::root().join(TAPS);
+    std::fs::write(&path, firstdiff_trace::taps::json())
+        .with_context(|| format!("cannot write {}", path.display()))?;
     write("HYPOTHESES.md", &firstdiff_report::hypotheses_page(HYPOTHESES))?;
     write("CONFUSION.md", &cases::confusion()?)
 }

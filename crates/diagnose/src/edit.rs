@@ -44,9 +44,9 @@ impl At<'_> {
         &self.site.steps[self.site.step]
     }
 
-    /// Whom the keys belong to that are stored when this step attends, oldest first.
+    /// Whom the keys belong to that the layer reads in this step.
     pub fn keys(&self) -> Vec<KeyLabel> {
-        stored_keys(&self.site.steps[..=self.site.step])
+        stored_keys(&self.site.steps[..=self.site.step], self.layer())
     }
 
     /// A number as the engine stores results of operations.

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use firstdiff_model::ops::State;
-use firstdiff_model::{Op, OpKind, Program};
+use firstdiff_model::{Axis, Op, OpKind, Program};
 use firstdiff_tensor::{Float, Real, Tensor};
+use firstdiff_trace::tap;
 
 use crate::arithmetic::Arithmetic;
 use crate::error::Error;
-use crate::keys::{KeyLabel, KeyValues, StepKeys, step_keys};
+use crate::keys::{Fork, KeyAxes, KeyLabel, KeyValues, StepKeys, step_keys};
 use crate::weights::Weights;
 
 pub use choice::{Choice, TIE};
@@ -34,13 +35,47 @@ pub struct StepInput {
     pub positions: Vec<u32>,
     /// Sequence of each row.
     pub sequence: Vec<i64>,
+    /// Whose keys attention reads, where the trace says so; else those stored.
+    pub keys: KeyAxes,
+    /// Sequences that begin here with keys of others.
+    pub forks: Vec<Fork>,
+    /// Which rows are computed past the last cache, where an engine computes fewer than all; without it, the last.
+    pub rows: Option<Vec<usize>>,
 }
 
 impl StepInput {
     /// Rows of one sequence, from position `first` on.
     pub fn new(token_ids: &[i64], first: u32) -> StepInput {
         let positions = (first..).take(token_ids.len()).collect();
-        StepInput { token_ids: token_ids.to_vec(), positions, sequence: vec![0; token_ids.len()] }
+        let sequence = vec![0; token_ids.len()];
+        StepInput { token_ids: token_ids.to_vec(), positions, sequence, ..StepInput::default() }
+    }
+
+    /// Which of the step's rows a tensor of `count` rows holds.
+    pub fn held(&self, count: usize) -> Vec<usize> {
+        let all = self.token_ids.len();
+        match &self.rows {
+            Some(rows) if rows.len() == count && count < all => rows.clone(),
+            _ => (all.saturating_sub(count)..all).collect(),
+        }
+    }
+
+    /// Some of the rows, in their order.
+    fn select(&self, rows: &[usize]) -> StepInput {
+        StepInput {
+            token_ids: rows.iter().map(|&r| self.token_ids[r]).collect(),
+            positions: rows.iter().map(|&r| self.positions[r]).collect(),
+            sequence: rows.iter().map(|&r| self.sequence[r]).collect(),
+            keys: self.keys.clone(),
+            forks: vec![],
+            rows: None,
+        }
+    }
+
+    /// The first row of each sequence.
+    pub(crate) fn first_rows(&self) -> impl Iterator<Item = KeyLabel> {
+        let mut seen = std::collections::HashSet::new();
+        self.labels().filter(move |label| seen.insert(label.sequence))
     }
 
     pub(crate) fn labels(&self) -> impl Iterator<Item = KeyLabel> {
@@ -260,7 +295,7 @@ impl Executor<'_> {
         self.validate(steps)?;
         let step_keys = step_keys(&keys.labels, steps);
         if let Some(last) = step_keys.last() {
-            keys.labels.clone_from(&last.labels);
+            keys.labels = last.labels.to_vec();
         }
         let last_uses = self.program.last_uses(ops);
         let mut flights: Vec<Vec<Option<Flight<T>>>> = vec![vec![]; self.program.ops.len()];
@@ -275,11 +310,15 @@ impl Executor<'_> {
                 let inputs: Vec<Inputs<T>> = steps
                     .iter()
                     .enumerate()
-                    .map(|(s, step)| Inputs {
-                        values: op.inputs.iter().filter_map(|v| flights[v.0][s].clone()).collect(),
-                        step: Cow::Borrowed(step),
-                        keys: Cow::Borrowed(&step_keys[s]),
-                        edits: None,
+                    .map(|(s, step)| {
+                        let mut inputs = Inputs {
+                            values: op.inputs.iter().filter_map(|v| flights[v.0][s].clone()).collect(),
+                            step: Cow::Borrowed(step),
+                            keys: Cow::Borrowed(&step_keys[s]),
+                            edits: None,
+                        };
+                        self.level_rows(op, &mut inputs);
+                        inputs
                     })
                     .collect();
                 if let Some(state) = op.kind.state() {
@@ -299,6 +338,35 @@ impl Executor<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Where an engine computes chosen rows alone from some value on, brings what has all rows to the same ones.
+    fn level_rows<T: Real>(&self, op: &Op, inputs: &mut Inputs<T>) {
+        let Some(rows) = inputs.step.rows.clone() else { return };
+        let all = inputs.step.token_ids.len();
+        let axes: Vec<Option<usize>> = op
+            .inputs
+            .iter()
+            .map(|input| self.program.op(*input).axes.iter().position(|axis| *axis == Axis::Tokens))
+            .collect();
+        if rows.len() >= all || axes.len() != inputs.values.len() {
+            return;
+        }
+        let extent = |value: &Flight<T>, axis: usize| value.exact.shape().get(axis).copied();
+        let fewer = |(value, axis): (&Flight<T>, &Option<usize>)| {
+            axis.is_some_and(|axis| extent(value, axis) == Some(rows.len()))
+        };
+        if !inputs.values.iter().zip(&axes).any(fewer) {
+            return;
+        }
+        for (value, axis) in inputs.values.iter_mut().zip(&axes) {
+            if let Some(axis) = axis.filter(|&axis| extent(value, axis) == Some(all)) {
+                let chosen = |t: &Arc<Tensor<T>>| Arc::new(t.select(axis, &rows));
+                value.lanes = value.lanes.iter().map(chosen).collect();
+                value.exact = chosen(&value.exact);
+            }
+        }
+        inputs.step = Cow::Owned(inputs.step.select(&rows));
     }
 
     /// The recorded values of an operation in every step, as if it had been executed and overridden.
@@ -423,8 +491,16 @@ impl Executor<'_> {
             if let Some(format) = format {
                 lanes = noise::stored_rows(self.lanes, format, (index, s), new, (cache.heads, cache.dim));
             }
+            let shape = (cache.heads, cache.dim);
             keys.truncate(index, input.keys.kept_rows(cache.ratio), cache.heads * cache.dim);
-            let (exact, lanes) = keys.append(index, new.exact.data(), &lanes, (cache.heads, cache.dim));
+            let axis = input.keys.axis(tap::split(&self.program.ops[index].tap).0);
+            let (exact, lanes) = match axis {
+                None => keys.append(index, new.exact.data(), &lanes, shape),
+                Some(axis) => {
+                    keys.store(index, new.exact.data(), &lanes);
+                    keys.along(index, axis, shape)
+                }
+            };
             let lanes: Vec<_> = lanes.into_iter().map(Arc::new).collect();
             let noise = match self.arithmetic.zip(format) {
                 Some((a, format)) if recorded => Some(noise::of_cache(a, format, &exact, &lanes, None)),
@@ -434,7 +510,14 @@ impl Executor<'_> {
             outputs.push(match taps.visit(computed)? {
                 Some(value) => {
                     // What was written is known from the operation before, if recorded; else from here.
-                    if !taps.recorded(source, s) && value.rows() >= rows {
+                    let written = !taps.recorded(source, s);
+                    if let Some(axis) = axis {
+                        let kept = input.keys.kept;
+                        keys.give(index, axis, &value);
+                        if written {
+                            keys.replace_along(index, axis, &value, kept);
+                        }
+                    } else if written && value.rows() >= rows {
                         keys.replace_last(index, crate::kernels::tail(&value, rows));
                     }
                     Flight { exact: Arc::new(value), lanes: vec![] }

@@ -29,7 +29,7 @@ pub use execute::{
     Choice, Computed, Damping, Edits, Executor, Noise, Nothing, Predicted, Recorded, Repeats, Site,
     StepInput, TIE, Taps, Unedited,
 };
-pub use keys::{KeyLabel, KeyValues, counts, stored_keys, visible_keys};
+pub use keys::{Fork, KeyAxes, KeyLabel, KeyValues, counts, stored_keys, visible_keys};
 pub use session::Session;
 pub use weights::Weights;
 pub use work::{Budget, PER_SECOND, Work};

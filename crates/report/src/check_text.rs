@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Shared, Unloaded, Verdict};
+use firstdiff_compare::{Check, Choices, Finding, MAX_RATIO, Shared, Unloaded, Verdict, is_branch};
 
 use crate::cause_text::cause;
 use crate::number::{count, short};
@@ -58,6 +58,13 @@ fn write(out: &mut String, check: &Check) -> std::fmt::Result {
     }
     for text in ambiguous(check) {
         line(out, "ambiguous", &text)?;
+    }
+    for n in &check.not_compared {
+        let steps = match n.steps.as_slice() {
+            [one] => format!("step {one}"),
+            many => format!("steps {}", runs(many)),
+        };
+        line(out, "not compared", &format!("{} in {steps}: {}", n.taps.join(" "), n.why))?;
     }
     if !c.missing.is_empty() {
         line(out, "not recorded", &c.missing.join(" "))?;
@@ -316,33 +323,6 @@ pub(crate) fn next(check: &Check) -> Option<String> {
             })
         }
     }
-}
-
-/// Whether other values bypass this one on their way: when it is right, what comes before it need not be.
-fn is_branch(tap: &str) -> bool {
-    const BRANCHES: [&str; 20] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "q_norm",
-        "k_norm",
-        "q_rope",
-        "k_rope",
-        "k_cache",
-        "v_cache",
-        "gate_proj",
-        "up_proj",
-        "router_logits",
-        "router_scores",
-        "router_topk",
-        "router_weights",
-        "experts_out",
-        "shared_gate_proj",
-        "shared_up_proj",
-        "shared_act",
-        "shared_out",
-    ];
-    BRANCHES.contains(&tap.rsplit('.').next().unwrap_or(tap))
 }
 
 /// `0..3, 7`.

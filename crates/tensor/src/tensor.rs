@@ -129,6 +129,22 @@ impl<T: Real> Tensor<T> {
         Tensor { shape, data }
     }
 
+    /// The slices at `places` along `axis`, in that order.
+    ///
+    /// # Panics
+    /// When the axis or a place is not there; neither is ever taken from input unchecked.
+    pub fn select(&self, axis: usize, places: &[usize]) -> Self {
+        let inner: usize = self.shape[axis + 1..].iter().product();
+        let extent = self.shape[axis];
+        let mut shape = self.shape.clone();
+        shape[axis] = places.len();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        for block in self.data.chunks(if extent * inner == 0 { 1 } else { extent * inner }) {
+            places.iter().for_each(|&at| data.extend_from_slice(&block[at * inner..(at + 1) * inner]));
+        }
+        Tensor { shape, data }
+    }
+
     /// The same values in another precision.
     pub fn cast<U: Real>(&self) -> Tensor<U> {
         Tensor {

@@ -5,15 +5,19 @@
 //! size is checked against the file before anything is allocated, and nothing outside the folder
 //! is opened.
 
+pub mod declared;
 mod error;
+mod keys;
 mod manifest;
 mod reader;
 mod step;
 mod stream;
 pub mod tap;
+pub mod taps;
 mod writer;
 
 pub use error::Error;
+pub use keys::{Fork, Key, KeyAxes, KeyAxis, in_order};
 pub use manifest::{ArithmeticSpec, FORMAT, Manifest, ModelSpec, Producer};
 pub use reader::Trace;
 pub use step::{Step, TapInfo};

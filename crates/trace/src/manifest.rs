@@ -133,7 +133,14 @@ impl Manifest {
             }
             _ => return Err(wrong(format!("key 'format' is '{format}' where '{FORMAT}' is expected"))),
         }
-        serde_json::from_value(value).map_err(|e| wrong(format!("does not follow the format: {e}")))
+        let manifest: Manifest =
+            serde_json::from_value(value).map_err(|e| wrong(format!("does not follow the format: {e}")))?;
+        // Whoever uses them parses them again; what is wrong is said at once.
+        manifest.layout().map_err(&wrong)?;
+        if let Some(arithmetic) = &manifest.arithmetic {
+            arithmetic.additions().map_err(&wrong)?;
+        }
+        Ok(manifest)
     }
 }
 
@@ -160,6 +167,21 @@ mod tests {
     fn a_newer_version_is_refused_with_both_numbers() {
         let e = read(r#"{"format":"firstdiff.trace/7","producer":{"name":"x"}}"#).unwrap_err().to_string();
         assert!(e.contains("version 7") && e.contains("version 1"), "{e}");
+    }
+
+    #[test]
+    fn a_key_that_holds_what_it_cannot_is_named() {
+        let about =
+            |more: &str| format!(r#"{{"format":"firstdiff.trace/1","producer":{{"name":"x"}},{more}}}"#);
+        for (more, key) in [
+            (r#""rope_order":"pairs""#, "rope_order"),
+            (r#""arithmetic":{"tensor_parallel":0}"#, "arithmetic.tensor_parallel"),
+            (r#""arithmetic":{"kv_cache":"q9"}"#, "arithmetic.kv_cache"),
+        ] {
+            let error = read(&about(more)).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("trace.json"), "{error}");
+        }
+        assert!(read(&about(r#""rope_order":"neighbours","rank":{"tp":[0,2]}"#)).is_ok());
     }
 
     #[test]

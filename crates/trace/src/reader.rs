@@ -31,7 +31,15 @@ impl Trace {
         }
         let manifest_path = path.join("trace.json");
         if !manifest_path.is_file() {
-            return Err(not_a_trace("it has no trace.json"));
+            // The parts of a run, one folder a rank: the first stands for it, and says that it is a part.
+            let ranks =
+                (0..MAX_RANKS).take_while(|rank| is_folder(&path.join(format!("rank-{rank}")))).count();
+            if ranks == 0 {
+                return Err(not_a_trace("it has no trace.json"));
+            }
+            let mut part = Trace::open(&path.join("rank-0"))?;
+            part.manifest.other.entry("rank").or_insert_with(|| serde_json::json!({ "tp": [0, ranks] }));
+            return Ok(part);
         }
         let manifest = Manifest::read(&manifest_path)?;
 
@@ -42,13 +50,15 @@ impl Trace {
                 files.insert(index, entry.path());
             }
         }
+        let family = manifest.model.as_ref().and_then(|model| model.family.as_deref());
+        let sandwich = family.is_some_and(|family| family.starts_with("gemma"));
         let mut next = BTreeMap::new();
         let mut steps = Vec::new();
         for (expected, (index, file)) in files.iter().enumerate() {
             if *index != expected {
                 return Err(Error::Gap { path: path.to_path_buf(), missing: expected, present: *index });
             }
-            steps.push(Step::open(file, &mut next)?);
+            steps.push(Step::open(file, &mut next, sandwich)?);
         }
         Ok(Trace { path: path.to_path_buf(), manifest, steps })
     }
@@ -58,6 +68,14 @@ impl Trace {
         &self.path
     }
 }
+
+/// Whether a folder is there, and no link to one.
+fn is_folder(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+}
+
+/// Ranks of a run that are looked for at most.
+const MAX_RANKS: usize = 1024;
 
 /// The number in `step-000012.safetensors`.
 fn step_index(name: &str) -> Option<usize> {

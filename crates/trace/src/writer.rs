@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use firstdiff_tensor::{DType, Real, Tensor};
 use serde_json::json;
 
-use crate::{Error, Manifest};
+use crate::{Error, Fork, Manifest};
 
 /// Writes a trace, step by step. A step is on disk, whole, when [`StepWriter::finish`] returns.
 #[derive(Debug)]
@@ -76,9 +76,22 @@ impl StepWriter<'_> {
         self.entries.insert(name.to_string(), ("I64", vec![values.len()], bytes));
     }
 
-    /// Notes the token chosen after this step.
+    /// Notes the token chosen after this step of one sequence.
     pub fn sampled(&mut self, token: i64) {
         self.integers("sampled", &[token]);
+    }
+
+    /// Adds a tensor that describes rows or keys: `sequence`, `sampled` of several sequences, `logits_rows`,
+    /// `key_sequence`, `key_position`.
+    pub fn describe(&mut self, name: &str, values: &[i64]) {
+        self.integers(name, values);
+    }
+
+    /// Notes sequences whose first keys are those of others.
+    pub fn forks(&mut self, forks: &[Fork]) {
+        let numbers = forks.iter().flat_map(|f| [f.sequence, f.parent, i64::from(f.length)]);
+        let bytes = numbers.flat_map(i64::to_le_bytes).collect();
+        self.entries.insert("fork".to_string(), ("I64", vec![forks.len(), 3], bytes));
     }
 
     /// Adds a tap, stored as f32, or as f64 where `wide`.

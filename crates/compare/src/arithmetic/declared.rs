@@ -1,33 +1,47 @@
 //! The arithmetic that a trace declares.
 
 use firstdiff_model::Simulation;
-use firstdiff_reference::{Arithmetic, Attention, CacheFormat, MatmulInputs};
+use firstdiff_reference::{Arithmetic, Attention, CacheFormat, Group, MatmulInputs};
 use firstdiff_tensor::Float;
 use firstdiff_trace::Manifest;
+use firstdiff_trace::declared::{Format, KvGroup, ProductInputs};
 
 use crate::Error;
 
 const FLOATS: &str = "f64, f32, bf16, f16";
-const CACHE_FLOATS: &str = "f64, f32, bf16, f16, fp8-e4m3, fp8-e5m2";
-/// Formats of caches that no activation is stored in.
-const CACHES: [Float; 2] = [Float::E4M3, Float::E5M2];
 const INPUTS: &str = "as-stored, ggml-q8, tf32, bf16, f16, fp8-e4m3 and fp8-e5m2 (one scale a token), \
                       fp8-e4m3-128 (one scale for 128 channels)";
 
-/// `matmul_inputs` as traces spell it.
-fn matmul_inputs(name: &str) -> Option<MatmulInputs> {
-    let scaled = |format, block| MatmulInputs::Scaled { format, block };
-    Some(match name {
-        "as-stored" => MatmulInputs::AsStored,
-        "ggml-q8" => MatmulInputs::Ggml,
-        "tf32" => MatmulInputs::Short(Float::TF32),
-        "bf16" => MatmulInputs::Short(Float::BF16),
-        "f16" => MatmulInputs::Short(Float::F16),
-        "fp8-e4m3" => scaled(Float::E4M3, None),
-        "fp8-e5m2" => scaled(Float::E5M2, None),
-        "fp8-e4m3-128" => scaled(Float::E4M3, Some(128)),
-        _ => return None,
+/// What products do to their inputs, where that is modelled.
+fn matmul_inputs(declared: ProductInputs) -> Option<MatmulInputs> {
+    let float = |format: Format| Float::from_name(format.name());
+    Some(match declared {
+        ProductInputs::AsStored => MatmulInputs::AsStored,
+        ProductInputs::GgmlQ8 => MatmulInputs::Ggml,
+        ProductInputs::Tf32 => MatmulInputs::Short(Float::TF32),
+        ProductInputs::Short(format) => MatmulInputs::Short(float(format)?),
+        ProductInputs::Fp8 { format, block } => MatmulInputs::Scaled { format: float(format)?, block },
+        ProductInputs::Int8 { .. } | ProductInputs::Nvfp4 | ProductInputs::Mxfp4 => return None,
     })
+}
+
+/// The format of a cache, where it is modelled.
+fn cache_format(format: Format, group: Option<KvGroup>) -> Option<CacheFormat> {
+    let integers = |bits| {
+        let group = match group {
+            Some(KvGroup::Channels(n)) => Group::Channels(n),
+            Some(KvGroup::Token) => Group::Token,
+            Some(KvGroup::Head) | None => Group::Head,
+        };
+        Some(CacheFormat::Integers { bits, group, scale: Float::F32 })
+    };
+    match format {
+        Format::Q8_0 => Some(CacheFormat::blocks(8)),
+        Format::Q4_0 => Some(CacheFormat::blocks(4)),
+        Format::Int8 => integers(8),
+        Format::Int4 => integers(4),
+        other => Float::from_name(other.name()).map(CacheFormat::Float),
+    }
 }
 
 /// What `trace.json` declares; none where it says nothing of activations.
@@ -42,10 +56,8 @@ pub(super) fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Op
     let float = |key, value: &Option<String>| match value {
         None => Ok(None),
         Some(name) => {
-            let (more, known): (&[Float], _) =
-                if key == "kv_cache" { (&CACHES, CACHE_FLOATS) } else { (&[], FLOATS) };
-            let allowed = |f: &Float| Arithmetic::ACTIVATIONS.contains(f) || more.contains(f);
-            Float::from_name(name).filter(allowed).map(Some).ok_or_else(|| wrong(key, name, known))
+            let allowed = |f: &Float| Arithmetic::ACTIVATIONS.contains(f);
+            Float::from_name(name).filter(allowed).map(Some).ok_or_else(|| wrong(key, name, FLOATS))
         }
     };
     let Some(store) = float("activations", &spec.activations)? else { return Ok(None) };
@@ -57,9 +69,20 @@ pub(super) fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Op
     if let Some(accumulate) = float("accumulate", &spec.accumulate)? {
         arithmetic.accumulate = accumulate;
     }
-    if let Some(kv_cache) = float("kv_cache", &spec.kv_cache)? {
-        arithmetic = arithmetic.with_cache(CacheFormat::Float(kv_cache));
+    // The reader of the trace has checked the additions.
+    let additions = spec.additions().unwrap_or_default();
+    if let Some(caches) = additions.caches {
+        let format =
+            |format: Format| cache_format(format, additions.kv_group).unwrap_or(CacheFormat::Float(store));
+        (arithmetic.k_cache, arithmetic.v_cache) = (format(caches.keys), format(caches.values));
     }
+    arithmetic.tensor_parallel = additions.tensor_parallel.unwrap_or(1);
+    if arithmetic.tensor_parallel > 1 {
+        arithmetic.name += &format!("+tp-{}", arithmetic.tensor_parallel);
+    }
+    arithmetic.reads_unrounded = additions.read_unrounded;
+    let stored = additions.stored.iter();
+    arithmetic.stored = stored.filter_map(|(p, f)| Some((p.clone(), Float::from_name(f.name())?))).collect();
     let residual = spec.other.get("residual").filter(|v| !v.is_null());
     let residual = residual.map(|v| v.as_str().map_or_else(|| v.to_string(), String::from));
     if let Some(residual) = float("residual", &residual)? {
@@ -82,8 +105,9 @@ pub(super) fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Op
         arithmetic = arithmetic.with_simulation(simulation);
     }
     if let Some(inputs) = spec.matmul_inputs.as_deref() {
-        arithmetic.matmul_inputs =
-            matmul_inputs(inputs).ok_or_else(|| wrong("matmul_inputs", inputs, INPUTS))?;
+        // What follows from inputs in a format that is not modelled is not compared.
+        let parsed = additions.product_inputs.map(|p| matmul_inputs(p).unwrap_or(MatmulInputs::AsStored));
+        arithmetic.matmul_inputs = parsed.ok_or_else(|| wrong("matmul_inputs", inputs, INPUTS))?;
         match arithmetic.matmul_inputs {
             MatmulInputs::AsStored => {}
             MatmulInputs::Ggml => arithmetic.name = inputs.into(),

@@ -1,59 +1,37 @@
 //! The order in which taps are computed, as far as names tell.
 
+use std::sync::LazyLock;
+
 use firstdiff_trace::tap;
+use firstdiff_trace::taps::{self, Place, TAPS};
 
-/// Execution order of the standard taps inside a layer.
-const LAYER: [&str; 25] = [
-    "attn_norm",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "q_norm",
-    "k_norm",
-    "q_rope",
-    "k_rope",
-    "k_cache",
-    "v_cache",
-    "attn_scores",
-    "attn_probs",
-    "attn_heads",
-    "attn_out",
-    "attn_post_norm",
-    "attn_resid",
-    "mlp_norm",
-    "router_logits",
-    "router_topk",
-    "gate_proj",
-    "up_proj",
-    "mlp_act",
-    "mlp_out",
-    "mlp_post_norm",
-    "out",
-];
-
-/// Sorts taps into the order of execution.
+/// Sorts taps into the order of execution. Those that no list knows come last in their layer, or in the model.
 pub(crate) fn order(name: &str) -> (usize, usize, usize, String) {
     let (layer, rest) = tap::split(name);
-    let place = LAYER.iter().position(|t| *t == rest).unwrap_or(LAYER.len());
-    let global = match (layer, rest) {
-        (None, "embed") => 0,
+    let part = match (layer, taps::find(rest).map(|tap| tap.place)) {
         (Some(_), _) => 1,
-        (None, "final_norm") => 2,
-        (None, "logits") => 3,
-        _ => 4,
+        (None, Some(Place::Before)) => 0,
+        (None, Some(Place::After)) => 2,
+        (None, _) => 3,
     };
-    (global, layer.unwrap_or(0), place, rest.to_string())
+    (part, layer.unwrap_or(0), taps::place(rest), rest.to_string())
 }
+
+/// For each tap of the list, how many of those that plain decoders have come before it; then how many there are.
+static USUAL: LazyLock<Vec<usize>> = LazyLock::new(|| {
+    let before = |at: usize| TAPS[..at].iter().filter(|tap| tap.usual).count();
+    (0..=TAPS.len()).map(before).collect()
+});
 
 /// How many operations have rounded when this tap is computed, in a model of as many layers. Taps that no list
 /// knows count as the last of their layer, or of the model.
 pub(crate) fn roundings(name: &str, layers: usize) -> usize {
     let (layer, rest) = tap::split(name);
-    let place = LAYER.iter().position(|t| *t == rest).unwrap_or(LAYER.len());
+    let in_layer = USUAL[TAPS.len()];
     match layer {
-        Some(layer) => layer.saturating_mul(LAYER.len()).saturating_add(2 + place),
-        None if rest == "embed" => 1,
-        None => layers.saturating_mul(LAYER.len()).saturating_add(3),
+        Some(layer) => layer.saturating_mul(in_layer).saturating_add(2 + USUAL[taps::place(rest)]),
+        None if taps::find(rest).is_some_and(|tap| tap.place == Place::Before) => 1,
+        None => layers.saturating_mul(in_layer).saturating_add(3),
     }
 }
 
@@ -74,5 +52,22 @@ mod tests {
         ];
         assert!(names.windows(2).all(|w| order(w[0]) < order(w[1])));
         assert!(names.windows(2).all(|w| roundings(w[0], 11) <= roundings(w[1], 11)));
+        assert_eq!((roundings("layers.0.attn_norm", 2), roundings("layers.1.out", 2)), (2, 51));
+    }
+
+    #[test]
+    fn what_a_mixture_of_experts_computes_comes_before_the_layers_output() {
+        let names = [
+            "mlp_norm",
+            "router_logits",
+            "router_scores",
+            "router_topk",
+            "router_weights",
+            "experts_out",
+            "out",
+        ];
+        let names = names.map(|name| format!("layers.0.{name}"));
+        assert!(names.windows(2).all(|w| order(&w[0]) < order(&w[1])));
+        assert!(order("layers.0.colour") > order("layers.0.out") && order("colour") > order("logits"));
     }
 }

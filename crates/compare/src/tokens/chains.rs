@@ -3,6 +3,7 @@
 use firstdiff_trace::{Step, Trace};
 
 use crate::Error;
+use crate::steps::rows_of_logits;
 
 /// Logits of one row, as recorded.
 pub(crate) struct Row {
@@ -21,6 +22,10 @@ impl Row {
         };
         let width = tap.shape.last().copied().unwrap_or(0) * tap.dtype.size();
         if width == 0 || !bytes.len().is_multiple_of(width) {
+            return Ok(None);
+        }
+        if vocabulary < usize::MAX && width < vocabulary.saturating_mul(tap.dtype.size()) {
+            // A part of the vocabulary, as one rank holds it.
             return Ok(None);
         }
         let Some(row) = recorded(step, row, bytes.len() / width) else { return Ok(None) };
@@ -42,29 +47,18 @@ impl Row {
     }
 }
 
-/// The place of `row` among the `count` rows of logits of a step. With as many as there are sequences, these are the
-/// last rows of each, in the order in which sequences first appear; else the last rows of the step.
+/// The place of `row` among the `count` rows of logits of a step: those that the trace lists; with as many as there are
+/// sequences, the last row of each, in the order of the step; else the last rows.
 pub(crate) fn recorded(step: &Step, row: usize, count: usize) -> Option<usize> {
-    if count < step.rows() && step.sequence.iter().any(|q| Some(q) != step.sequence.first()) {
-        let mut last: Vec<(i64, usize)> = Vec::new();
-        for (r, q) in step.sequence.iter().enumerate() {
-            match last.iter_mut().find(|(sequence, _)| sequence == q) {
-                Some((_, end)) => *end = r,
-                None => last.push((*q, r)),
-            }
-        }
-        if last.len() == count {
-            return last.iter().position(|(_, end)| *end == row);
-        }
+    if let Some(rows) = rows_of_logits(step).filter(|rows| rows.len() == count && count < step.rows()) {
+        return rows.iter().position(|r| *r == row);
     }
     (row + count).checked_sub(step.rows())
 }
 
 /// The token recorded as chosen after a step for one of its sequences.
-pub(crate) fn chosen(step: &Step, _sequence: i64) -> Option<i64> {
-    // One number says nothing of several sequences.
-    let alone = step.sequence.iter().all(|q| Some(q) == step.sequence.first());
-    step.sampled.filter(|_| alone)
+pub(crate) fn chosen(step: &Step, sequence: i64) -> Option<i64> {
+    step.chosen(sequence)
 }
 
 /// A token chosen after a row.

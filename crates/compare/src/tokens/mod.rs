@@ -27,12 +27,13 @@ pub use report::{TokensOptions, TokensReport, tokens};
 pub use stops::Stop;
 
 use firstdiff_model::Model;
-use firstdiff_reference::{Arithmetic, StepInput};
+use firstdiff_reference::Arithmetic;
 use firstdiff_trace::Trace;
 use serde::Serialize;
 
 use crate::Error;
-use crate::replay::input as step_input;
+use crate::align::Alignment;
+use crate::reach::{NotCompared, Reach};
 use chains::{Chain, Choice};
 use late::Late;
 use own::{Output, Own};
@@ -114,9 +115,23 @@ pub struct Tokens {
     pub stops: Vec<Stop>,
     /// What else to know of the choices.
     pub notes: Vec<String>,
+    /// Choices that were not held against the reference's.
+    #[serde(skip)]
+    pub(crate) not_compared: Vec<NotCompared>,
 }
 
 impl Tokens {
+    fn leave(&mut self, step: usize, why: &str) {
+        match self.not_compared.iter_mut().find(|n| n.why == why) {
+            Some(left) if left.steps.last() != Some(&step) => left.steps.push(step),
+            Some(_) => {}
+            None => {
+                let taps = vec!["tokens".to_string()];
+                self.not_compared.push(NotCompared { taps, steps: vec![step], why: why.to_string() });
+            }
+        }
+    }
+
     /// Whether a choice is wrong: rounding does not explain it, it does not follow from the engine's own logits, or
     /// it is not what went in. A stop id that was ignored is reported and is no wrong choice.
     pub fn diverge(&self) -> bool {
@@ -133,6 +148,7 @@ const ENGINE: &str = "engine";
 pub(crate) fn compare(
     trace: &Trace,
     model: &Model,
+    alignment: &Alignment,
     arithmetic: &Arithmetic,
     lanes: usize,
     late: Option<&Late>,
@@ -168,9 +184,9 @@ pub(crate) fn compare(
     if sampling.draws || sampling.unknown.is_some() {
         return Ok(Some(tokens));
     }
-    let steps: Vec<StepInput> = trace.steps.iter().map(step_input).collect();
-    against_reference(&mut tokens, (trace, &chains, &owns), &sampling, |wanted| {
-        let exact = reference::preferences(model, arithmetic, &steps, wanted, progress)?;
+    let steps = &alignment.steps;
+    against_reference(&mut tokens, (trace, &chains, &owns), &sampling, &alignment.reach, |wanted| {
+        let exact = reference::preferences(model, arithmetic, steps, wanted, progress)?;
         let differ: Vec<usize> =
             (0..wanted.len()).filter(|&w| wanted[w].tokens.first() != Some(&exact[w].best)).collect();
         // Only where tokens differ is it worth executing every lane from end to end.
@@ -178,7 +194,7 @@ pub(crate) fn compare(
         if !differ.is_empty() {
             let (some, of): (Vec<Wanted>, Vec<Preference>) =
                 differ.iter().map(|&w| (wanted[w].clone(), exact[w].clone())).unzip();
-            let found = reference::noise(model, arithmetic, lanes, &steps, &some, &of)?;
+            let found = reference::noise(model, arithmetic, lanes, steps, &some, &of)?;
             differ.iter().zip(found).for_each(|(&w, noise)| noises[w] = noise);
         }
         Ok((exact, noises))
@@ -194,21 +210,20 @@ fn against_reference(
     tokens: &mut Tokens,
     (trace, chains, owns): (&Trace, &[Chain], &[Own]),
     sampling: &Sampling,
+    reach: &Reach,
     run: impl FnOnce(&[Wanted]) -> Result<Judged, Error>,
 ) -> Result<(), Error> {
     type Adjusts<'a> = Vec<Box<dyn Fn(&mut [f64]) + 'a>>;
     let mut places: Vec<(&Chain, &Choice)> = Vec::new();
     let mut adjusts: Adjusts = Vec::new();
     for (chain, own) in chains.iter().zip(owns) {
-        if chain.first > 0 {
-            if !chain.choices.is_empty() {
-                tokens.notes.push(format!(
-                    "sequence {} starts at position {}, and the tokens before are not in the trace: its choices are \
-                     not compared with the reference's",
-                    chain.sequence, chain.first
-                ));
-            }
-            continue;
+        let unknown = |c: &Choice| reach.blind(c.step, chain.sequence).is_some();
+        if chain.first > 0 && chain.choices.first().is_some_and(unknown) {
+            tokens.notes.push(format!(
+                "sequence {} starts at position {}, and the tokens before are not in the trace: its choices are \
+                 not compared with the reference's",
+                chain.sequence, chain.first
+            ));
         }
         if sampling.penalised() && own.window.is_none() {
             if !chain.choices.is_empty() {
@@ -221,6 +236,10 @@ fn against_reference(
             continue;
         }
         for choice in &chain.choices {
+            if let Some(why) = reach.blind(choice.step, chain.sequence) {
+                tokens.leave(choice.step, why);
+                continue;
+            }
             let before = chain.ids.get(..choice.index).unwrap_or(&chain.ids);
             let windows = sampling.windows(before, chain.prompt());
             let window = windows.get(own.window.unwrap_or(0)).copied().unwrap_or_default();

@@ -95,11 +95,10 @@ pub(super) fn seeing(
 /// The rows and keys of scores `[H, T, K]`.
 fn labels(at: &At, scores: &Tensor<f64>) -> (Vec<KeyLabel>, Vec<KeyLabel>) {
     let step = at.rows();
-    let label = |(&position, &sequence): (&u32, &i64)| KeyLabel { sequence, position };
-    let mut rows: Vec<KeyLabel> = step.positions.iter().zip(&step.sequence).map(label).collect();
+    let label = |row: usize| KeyLabel { sequence: step.sequence[row], position: step.positions[row] };
     let mut keys = at.keys();
-    let [.., n, width] = *scores.shape() else { return (rows, keys) };
-    rows.drain(..rows.len().saturating_sub(n));
+    let [.., n, width] = *scores.shape() else { return (vec![], keys) };
+    let rows = step.held(n).into_iter().map(label).collect();
     keys.drain(..keys.len().saturating_sub(width));
     (rows, keys)
 }

@@ -3,6 +3,7 @@
 use firstdiff_model::ops::Linear;
 use firstdiff_model::{Op, OpKind};
 use firstdiff_tensor::{Real, Tensor};
+use firstdiff_trace::tap;
 
 use super::{Inputs, compressed};
 use crate::arithmetic::Arithmetic;
@@ -118,7 +119,7 @@ pub(super) fn pointwise<T: Real>(
             let (rows, keys) = (first.shape()[1], first.shape()[2]);
             let labels: Vec<KeyLabel> = inputs.step.labels().collect();
             let rows = &labels[labels.len().saturating_sub(rows)..];
-            let all = &inputs.keys.labels;
+            let all = inputs.keys.read_by(tap::split(&op.tap).0);
             let keys = &all[all.len().saturating_sub(keys)..];
             let data = attention::probabilities(first, probs, rows, keys, rounding);
             tensor(first.shape().to_vec(), data)

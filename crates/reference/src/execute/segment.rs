@@ -8,6 +8,7 @@ use std::sync::Arc;
 use firstdiff_model::Op;
 use firstdiff_model::ops::State;
 use firstdiff_tensor::{Real, Tensor};
+use firstdiff_trace::tap;
 
 use super::{Choice, Executor, Flight, Inputs, Noise, StepInput, noise};
 use crate::error::Error;
@@ -227,13 +228,16 @@ impl Executor<'_> {
         }
         let mut positions = steps[step].positions.clone();
         edits.positions(&site, &mut positions);
-        let mut labels = keys.labels.clone();
+        let layer = tap::split(&op.tap).0;
+        let read = keys.read_by(layer);
+        let mut labels = read.to_vec();
         edits.keys(&site, &mut labels);
-        edited |= positions != steps[step].positions || labels != keys.labels;
+        let relabelled = labels != read;
+        edited |= positions != steps[step].positions || relabelled;
         let step = StepInput { positions, ..steps[step].clone() };
-        let keys = StepKeys { kept: keys.kept, labels };
-        let inputs =
-            Inputs { values, step: Cow::Owned(step), keys: Cow::Owned(keys), edits: Some((edits, site)) };
+        let keys = if relabelled { Cow::Owned(keys.relabelled(layer, labels)) } else { Cow::Borrowed(keys) };
+        let mut inputs = Inputs { values, step: Cow::Owned(step), keys, edits: Some((edits, site)) };
+        self.level_rows(op, &mut inputs);
         Ok((inputs, edited))
     }
 
@@ -254,6 +258,13 @@ impl Executor<'_> {
         for ((&step, input), &wanted) in at.iter().zip(inputs).zip(wanted) {
             state.truncate(index, input.keys.kept_rows(cache.ratio), cache.heads * cache.dim);
             let shape = (cache.heads, cache.dim);
+            let axis = input.keys.axis(tap::split(&self.program.ops[index].tap).0);
+            if let Some(axis) = axis
+                && recorded.has(index, step)
+                && let Some(value) = recorded.read(index, step)?
+            {
+                state.give(index, axis, &value);
+            }
             let Some(new) = input.values.first() else {
                 let rows = match cache.ratio {
                     None => input.step.token_ids.len(),
@@ -264,8 +275,15 @@ impl Executor<'_> {
                 };
                 let value =
                     recorded.read(index, step)?.unwrap_or_else(|| Tensor::zeros([0, shape.0, shape.1]));
-                let rows = rows.min(value.rows());
-                let (exact, _) = state.append(index, crate::kernels::tail(&value, rows), &[], shape);
+                let exact = if let Some(axis) = axis {
+                    let unknown = Tensor::<T>::zeros([rows, shape.0, shape.1]);
+                    state.store(index, unknown.data(), &[]);
+                    state.replace_along(index, axis, &value, input.keys.kept);
+                    state.along(index, axis, shape).0
+                } else {
+                    let rows = rows.min(value.rows());
+                    state.append(index, crate::kernels::tail(&value, rows), &[], shape).0
+                };
                 outputs.push((exact, noise::Spread::default()));
                 continue;
             };
@@ -274,7 +292,13 @@ impl Executor<'_> {
             if let Some(format) = format {
                 lanes = noise::stored_rows(self.lanes, format, (index, step), new, shape);
             }
-            let (plain, lanes) = state.append(index, new.exact.data(), &lanes, shape);
+            let (plain, lanes) = match axis {
+                None => state.append(index, new.exact.data(), &lanes, shape),
+                Some(axis) => {
+                    state.store(index, new.exact.data(), &lanes);
+                    state.along(index, axis, shape)
+                }
+            };
             let edited = |(l, t): (usize, Tensor<T>)| Arc::new(input.edited(Some(l), &t).unwrap_or(t));
             let lanes: Vec<Arc<Tensor<T>>> = lanes.into_iter().enumerate().map(edited).collect();
             let changed = input.edited(None, &plain);
