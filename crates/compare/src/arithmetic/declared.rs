@@ -91,6 +91,24 @@ pub(super) fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Op
             arithmetic.name += &format!("+residual-{}", residual.name());
         }
     }
+    for (key, place) in
+        [("product_sums", &mut arithmetic.product_sums), ("embed_factor", &mut arithmetic.embed_factor)]
+    {
+        let given = spec.other.get(key).filter(|v| !v.is_null());
+        *place = float(key, &given.map(|v| v.as_str().map_or_else(|| v.to_string(), String::from)))?;
+    }
+    if let Some(root) = spec.other.get("norm_root").filter(|v| !v.is_null()) {
+        arithmetic.norm_root_stored = match root.as_str() {
+            Some("stored") => true,
+            Some("f32") => false,
+            _ => return Err(wrong("norm_root", &root.to_string(), "stored, f32")),
+        };
+    }
+    if let Some(list) = spec.other.get("truncated").filter(|v| !v.is_null()) {
+        let taps = || list.as_array()?.iter().map(|tap| Some(tap.as_str()?.to_string())).collect();
+        let known = "a list of tap patterns, such as [\"layers.*.k_rope\"]";
+        arithmetic.truncated = taps().ok_or_else(|| wrong("truncated", &list.to_string(), known))?;
+    }
     if let Some(parts) = spec.other.get("split_sums") {
         let parts = parts.as_u64().filter(|p| (1..=1024).contains(p));
         let given = spec.other["split_sums"].to_string();
