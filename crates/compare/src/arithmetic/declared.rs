@@ -105,7 +105,9 @@ pub(super) fn declared(manifest: &Manifest, path: &std::path::Path) -> Result<Op
         };
     }
     if let Some(list) = spec.other.get("truncated").filter(|v| !v.is_null()) {
-        let taps = || list.as_array()?.iter().map(|tap| Some(tap.as_str()?.to_string())).collect();
+        let taps = || -> Option<Vec<String>> {
+            list.as_array()?.iter().map(|tap| Some(tap.as_str()?.to_string())).collect()
+        };
         let known = "a list of tap patterns, such as [\"layers.*.k_rope\"]";
         arithmetic.truncated = taps().ok_or_else(|| wrong("truncated", &list.to_string(), known))?;
     }
