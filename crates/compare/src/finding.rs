@@ -283,10 +283,11 @@ fn number(j: &Judged, alignment: &Alignment, axis: Axis, of: usize, i: usize) ->
     match (axis, alignment.reach.of(j.op, j.step)) {
         (Axis::Tokens, Compared::Rows(rows)) => {
             // Of the rows that were recorded, those that were compared.
-            let chosen =
-                step.rows.as_ref().filter(|chosen| rows.len() != of && chosen.len() < step.token_ids.len());
-            let compared = |row: &&usize| chosen.is_none_or(|chosen| chosen.contains(row));
-            rows.iter().filter(compared).nth(i).map_or(i as i64, |row| at(*row))
+            let recorded =
+                step.rows.as_ref().filter(|some| rows.len() != of && some.len() < step.token_ids.len());
+            let both: Option<Vec<usize>> =
+                recorded.map(|some| some.iter().filter(|r| rows.contains(r)).copied().collect());
+            both.as_ref().unwrap_or(rows).get(i).map_or(i as i64, |row| at(*row))
         }
         (Axis::Tokens, _) => step.held(of).get(i).map_or(i as i64, |row| at(*row)),
         (Axis::Keys, Compared::Keys(keys)) => keys.get(i).map_or(i as i64, |key| *key as i64),

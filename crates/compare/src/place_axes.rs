@@ -76,6 +76,13 @@ pub(crate) struct Wanted {
     pub letters: Option<String>,
 }
 
+impl Wanted {
+    /// The axis of tokens, where these are of one sequence: they are never split.
+    fn unsplit(&self) -> Option<usize> {
+        self.axes.iter().position(|axis| *axis == Axis::Tokens).filter(|_| self.sequences < 2)
+    }
+}
+
 /// Finds how `found` holds the axes: as they are, in another grouping, with only the last rows or keys, or in another
 /// order.
 pub(crate) fn place(found: &[usize], wanted: &Wanted) -> Option<Placement> {
@@ -91,7 +98,7 @@ pub(crate) fn place(found: &[usize], wanted: &Wanted) -> Option<Placement> {
         return declared(found, wanted, letters);
     }
     let plain = |shape: &[usize]| {
-        regroups(found, shape, wanted).then(|| {
+        regroups(found, shape, wanted.unsplit()).then(|| {
             let mut shape = shape.to_vec();
             if let (Some(last), Some(columns)) = (shape.last_mut(), wanted.columns) {
                 *last = columns;
@@ -172,7 +179,7 @@ fn declared(found: &[usize], wanted: &Wanted, letters: &str) -> Option<Placement
     let stored: Vec<usize> = order.iter().map(|&axis| axes[axis].1).collect();
     let mut back = vec![0; order.len()];
     order.iter().enumerate().for_each(|(i, &axis)| back[axis] = i);
-    regroups(found, &stored, &Wanted { sequences: 2, ..wanted.clone() }).then(|| Placement {
+    regroups(found, &stored, None).then(|| Placement {
         grouped: stored,
         permute: (!back.is_sorted()).then_some(back),
         shape,
@@ -213,7 +220,8 @@ fn reordered(found: &[usize], wanted: &Wanted) -> Option<Placement> {
                 beyond: None,
                 neighbours: None,
             };
-            regroups(found, &stored, wanted).then(placement)
+            let tokens = wanted.unsplit().and_then(|tokens| order.iter().position(|axis| *axis == tokens));
+            regroups(found, &stored, tokens).then(placement)
         })
     };
     let apart = wanted.heads.map(|(heads, dim)| vec![wanted.extents[0], heads, dim]);
@@ -221,8 +229,8 @@ fn reordered(found: &[usize], wanted: &Wanted) -> Option<Placement> {
 }
 
 /// Whether two shapes hold the same axes in the same order, adjacent ones merged or split: each extent of one is a product
-/// of consecutive extents of the other. The tokens of a single sequence are never split: that would be a batch.
-fn regroups(found: &[usize], wanted: &[usize], of: &Wanted) -> bool {
+/// of consecutive extents of the other. `tokens`: the axis that is not split, because that would be a batch.
+fn regroups(found: &[usize], wanted: &[usize], tokens: Option<usize>) -> bool {
     let mut a = found.iter().copied().filter(|&d| d != 1).peekable();
     let mut b = wanted.iter().copied().enumerate().filter(|&(_, d)| d != 1).peekable();
     loop {
@@ -239,8 +247,7 @@ fn regroups(found: &[usize], wanted: &[usize], of: &Wanted) -> bool {
                 (right, of_right) = (next, of_right + 1);
             }
         }
-        let tokens = of.axes.get(axis) == Some(&Axis::Tokens) && wanted.len() == of.axes.len();
-        if of_left > 1 && (of_right > 1 || tokens && of.sequences < 2) {
+        if of_left > 1 && (of_right > 1 || tokens == Some(axis)) {
             return false;
         }
     }

@@ -39,7 +39,7 @@ fn input(step: &Step) -> StepInput {
 }
 
 /// The rows that what comes after the last cache holds where it holds fewer than all: those declared, or the last one of
-/// each sequence. `None`: the last ones.
+/// each sequence, in the order in which sequences first appear. `None`: the last ones.
 pub(crate) fn rows_of_logits(step: &Step) -> Option<Vec<usize>> {
     if let Some(rows) = &step.logits_rows {
         return Some(rows.clone());
@@ -48,10 +48,8 @@ pub(crate) fn rows_of_logits(step: &Step) -> Option<Vec<usize>> {
     if sequences.len() < 2 {
         return None;
     }
-    let mut last: Vec<usize> =
-        sequences.iter().filter_map(|q| step.sequence.iter().rposition(|r| r == q)).collect();
-    last.sort_unstable();
-    Some(last)
+    let last = |q: &i64| step.sequence.iter().rposition(|r| r == q);
+    Some(sequences.iter().filter_map(last).collect())
 }
 
 /// Refuses fewer rows than all where nothing says which they are.

@@ -48,7 +48,7 @@ impl Row {
 }
 
 /// The place of `row` among the `count` rows of logits of a step: those that the trace lists; with as many as there are
-/// sequences, the last row of each, in the order of the step; else the last rows.
+/// sequences, the last row of each, in the order in which sequences first appear; else the last rows.
 pub(crate) fn recorded(step: &Step, row: usize, count: usize) -> Option<usize> {
     if let Some(rows) = rows_of_logits(step).filter(|rows| rows.len() == count && count < step.rows()) {
         return rows.iter().position(|r| *r == row);
