@@ -45,6 +45,8 @@ const MOST: usize = 4;
 const SAMPLE: usize = 8;
 /// An error of this part of the value is none that any arithmetic makes: 4-bit caches, the coarsest, err by a tenth.
 const LARGE: f64 = 0.3;
+/// Where right engines stay, as a part of the threshold, when what they do is allowed for.
+const WELL: f64 = 0.8;
 /// How near to being wrong a tensor is, as a part of its threshold, that speaks for an arithmetic as well.
 const NEAR: f64 = 0.6;
 /// One rounding to nearest leaves 0.71 noise floors, and that closely where elements are many: more speaks for an
@@ -193,6 +195,7 @@ impl Setting<'_> {
                 let Some(before) = sample.get(&place) else { continue };
                 // Explained counts for more than come nearer: where two things act, each leaves some of it.
                 gain += match after.severity() {
+                    after if after <= WELL => 4,
                     after if after <= 1.0 => 3,
                     after if after < 0.5 * before.severity() => 1,
                     _ => 0,
