@@ -25,7 +25,7 @@ fn reason(w: &Why) -> String {
         (Some(axis), Some(index)) => format!("{axis} {index} alone: "),
         _ => String::new(),
     };
-    let (value, limit) = (short(w.value), short(w.limit));
+    let (value, limit) = (short(w.value), w.limit);
     let sigmas = format!("{value} standard deviations (limit {limit})");
     match w.test {
         Test::NoiseFloor => format!("{place}{value} times the noise floor (limit {limit})"),
