@@ -64,7 +64,7 @@ fn a_budget_that_is_spent_says_how_far_it_went() {
     assert!(said.contains("\ncauses        searched 0 of "), "{said}");
     assert!(said.contains("--budget 60 searches further"), "{said}");
     // Between nothing and everything.
-    let part = json(&check(&["--budget", "0.05", "--format", "json"]));
+    let part = json(&check(&["--budget", "0.02", "--format", "json"]));
     let (tried, of) = (&part["candidates"]["tried"], &part["candidates"]["of"]);
     assert_eq!(part["causes_complete"], false);
     assert!(tried.as_u64().unwrap() > 0 && tried.as_u64() < of.as_u64(), "{tried} of {of}");
@@ -75,7 +75,7 @@ fn a_budget_that_is_spent_says_how_far_it_went() {
 
 #[test]
 fn what_a_budget_gives_does_not_depend_on_threads() {
-    for budget in ["0.05", "10"] {
+    for budget in ["0.02", "10"] {
         let one = check(&["--budget", budget, "--format", "json", "--threads", "1"]);
         let many = check(&["--budget", budget, "--format", "json", "--threads", "5"]);
         assert_eq!(text(&one.stdout), text(&many.stdout), "budget {budget}");
