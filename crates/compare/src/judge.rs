@@ -157,12 +157,12 @@ impl Copied {
         };
         let reach = self.format.reach(exact, (heads, dim));
         // What was recorded may itself be a rounding of what was written: it lies within half of its own last place.
-        let written = [Float::BF16, Float::F16, Float::F32]
-            .into_iter()
-            .find(|f| exact.iter().all(|&x| !x.is_finite() || f.round(x) == x))
-            .unwrap_or(Float::F64);
+        let written = shortest(exact).unwrap_or(Float::F64);
         let same = self.format == CacheFormat::Float(written);
-        let slack = |y: f64| if same { 0.0 } else { written.ulp(y) / 2.0 };
+        // Numbers times a scale are rounded when they are recorded, or read.
+        let held = shortest(recorded).filter(|_| self.format.float().is_none());
+        let held = |y: f64| held.map_or(0.0, |f| f.ulp(y) / 2.0);
+        let slack = |y: f64| if same { 0.0 } else { written.ulp(y) / 2.0 + held(y) };
         let farther = |((&x, &y), &reach): ((&f64, &f64), &f64)| {
             x.is_finite() && y.is_finite() && (x - y).abs() > (reach + slack(y)) * (1.0 + 1e-9)
         };
@@ -175,6 +175,12 @@ impl Copied {
         let cut_off = erring >= ENOUGH && towards.len() as f64 > ONE_SIDED * erring as f64;
         count.max(if cut_off { towards.len() } else { 0 })
     }
+}
+
+/// The shortest format that holds all values.
+fn shortest(values: &[f64]) -> Option<Float> {
+    let holds = |f: &Float| values.iter().all(|&x| !x.is_finite() || f.round(x) == x);
+    [Float::BF16, Float::F16, Float::F32].into_iter().find(holds)
 }
 
 /// Of so many errors, more than nine in ten on one side are no chance: half are, give or take six deviations.

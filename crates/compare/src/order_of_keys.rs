@@ -39,11 +39,10 @@ pub(crate) fn out_of_order(
         let (Some(&last), false) = (suspects.last(), suspects.is_empty()) else { continue };
         // The rows written so far, by place; a step whose rows are not recorded ends what is known.
         let mut written: BTreeMap<(i64, u32), Vec<f64>> = BTreeMap::new();
-        for step in 0..=last {
+        for (step, input) in steps.iter().enumerate().take(last + 1) {
             let name = |op: usize| program.ops[op].tap.as_str();
             let recorded = |op: usize| alignment.read::<f64>(step, op, name(op), &trace.steps[step]);
             let Some(rows) = recorded(source)? else { break };
-            let input = &steps[step];
             for (row, place) in
                 input.sequence.iter().copied().zip(input.positions.iter().copied()).enumerate()
             {

@@ -7,6 +7,7 @@ use firstdiff_checkpoint::Checkpoint;
 use firstdiff_compare::{CheckOptions, check_with_evidence};
 use firstdiff_diagnose::{Options, diagnose};
 use firstdiff_model::Model;
+use firstdiff_reference::PER_SECOND;
 use firstdiff_trace::Trace;
 use serde_json::Value;
 
@@ -23,7 +24,12 @@ fn today(name: &str, model: &str) -> Value {
     let model = Model::new(Checkpoint::open(&cases.join("models").join(model)).unwrap()).unwrap();
     let trace = Trace::open(&cases.join(name).join("trace")).unwrap();
     let (mut check, evidence) = check_with_evidence(&trace, &model, &CheckOptions::default()).unwrap();
-    diagnose(&mut check, &evidence, Options { memory: 64 << 20, lanes: 9, listed: 5 }).unwrap();
+    diagnose(
+        &mut check,
+        &evidence,
+        Options { memory: 64 << 20, lanes: 9, listed: 5, budget: 10 * PER_SECOND },
+    )
+    .unwrap();
     firstdiff_report::json::check(&check)
 }
 

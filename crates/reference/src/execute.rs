@@ -520,7 +520,10 @@ impl Executor<'_> {
                     } else if written && value.rows() >= rows {
                         keys.replace_last(index, crate::kernels::tail(&value, rows));
                     }
-                    Flight { exact: Arc::new(value), lanes: vec![] }
+                    let op = &self.program.ops[index];
+                    let unrounded = |a| noise::before_storing(self.lanes, a, op, index, s, &value);
+                    let lanes = self.arithmetic.map(unrounded).unwrap_or_default();
+                    Flight { exact: Arc::new(value), lanes }
                 }
                 None => Flight { exact: Arc::new(exact), lanes },
             });

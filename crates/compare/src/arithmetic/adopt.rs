@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use firstdiff_model::{Model, Program};
-use firstdiff_reference::{Arithmetic, Executor, StepInput, Unedited, Weights};
+use firstdiff_model::{Counts, Model, Program};
+use firstdiff_reference::{Arithmetic, Budget, Executor, PER_SECOND, StepInput, Unedited, Weights, Work};
 use firstdiff_trace::{Trace, tap};
 
 use super::candidates::{Candidate, candidates};
@@ -72,9 +72,14 @@ pub(crate) fn settle(
         return Ok(Settled { arithmetic, used, replayed: first, doubt: None });
     }
     let list = candidates(&arithmetic, setting.trace, setting.model);
+    let counts = firstdiff_reference::counts(setting.steps, &setting.model.program.ratios());
+    let replay = setting.price(&arithmetic, &counts, None);
+    let trials =
+        Trials { list, budget: Budget::new(TRIALS.max(replay.saturating_mul(REPLAYS))), replay, counts };
+    let list = &trials.list;
     let mut stages = vec![Stage { arithmetic, replayed: first, taken: vec![] }];
     while stages.len() <= MOST {
-        let Some(next) = setting.next(stages.last().unwrap_or(&stages[0]), &list)? else { break };
+        let Some(next) = setting.next(stages.last().unwrap_or(&stages[0]), &trials)? else { break };
         stages.push(next);
     }
     // Each is held against the last one that was believed: what is taken on later is not believed for what that explains.
@@ -114,12 +119,29 @@ pub(crate) fn settle(
     Ok(Settled { arithmetic: stage.arithmetic, used, replayed: stage.replayed, doubt: None })
 }
 
+/// An operation and a step.
+type Place = (usize, usize);
+
 /// An arithmetic on the way, and which candidates it takes on.
 struct Stage {
     arithmetic: Arithmetic,
     replayed: Replayed,
     taken: Vec<usize>,
 }
+
+/// What may be tried, and how much work that may be.
+struct Trials {
+    list: Vec<Candidate>,
+    budget: Budget,
+    /// The work of one replay.
+    replay: Work,
+    counts: Vec<Counts>,
+}
+
+/// The least work that trials may be: ten seconds of one core.
+const TRIALS: Work = 10 * PER_SECOND;
+/// Trials may be as much work as so many replays.
+const REPLAYS: Work = 4;
 
 /// Where only what many engines hold in a longer format was recorded, the errors of a shorter one for all else, in
 /// noise floors: near to those of one rounding.
@@ -160,7 +182,8 @@ impl Setting<'_> {
     }
 
     /// The candidate that explains most of a sample of what is wrong, taken on; none where nothing does.
-    fn next(&self, stage: &Stage, list: &[Candidate]) -> Result<Option<Stage>, Error> {
+    fn next(&self, stage: &Stage, trials: &Trials) -> Result<Option<Stage>, Error> {
+        let list = &trials.list;
         let program = &self.model.program;
         let sample = sample(&stage.replayed.judged, program);
         if sample.is_empty() {
@@ -190,6 +213,11 @@ impl Setting<'_> {
                 continue;
             }
             let arithmetic = (candidate.apply)(&stage.arithmetic);
+            // What is left must do for a replay.
+            let price = self.price(&arithmetic, &trials.counts, Some((&evidence, &touched)));
+            if price.saturating_add(trials.replay) > trials.budget.left() || !trials.budget.spend(price) {
+                continue;
+            }
             let mut gain = 0;
             for (place, after) in self.measure(&evidence, &arithmetic, &touched)? {
                 let Some(before) = sample.get(&place) else { continue };
@@ -206,6 +234,9 @@ impl Setting<'_> {
             }
         }
         let Some((_, number)) = best else { return Ok(None) };
+        if !trials.budget.spend(trials.replay) {
+            return Ok(None);
+        }
         let arithmetic = (list[number].apply)(&stage.arithmetic);
         let replayed = self.replay(&arithmetic)?;
         let taken = stage.taken.iter().copied().chain([number]).collect();
@@ -231,13 +262,35 @@ impl Setting<'_> {
         found
     }
 
+    /// The work of a replay, or of predicting some places.
+    fn price(
+        &self,
+        arithmetic: &Arithmetic,
+        counts: &[Counts],
+        places: Option<(&Evidence, &BTreeSet<(usize, usize)>)>,
+    ) -> Work {
+        let program = &self.model.program;
+        let weights = Weights::held(&self.model.checkpoint, arithmetic, program, 0);
+        let (arithmetic, lanes) = (Some(arithmetic), self.options.lanes);
+        let executor = Executor { program, weights: &weights, arithmetic, lanes, progress: None };
+        let recorded = |op: usize, step: usize| self.alignment.placements[step][op].is_some();
+        match places {
+            Some((evidence, places)) => executor.work(counts, &executor.needed(places, evidence), &recorded),
+            None => {
+                let steps = 0..self.steps.len();
+                let all = |&op: &usize| steps.clone().map(move |step| (op, step));
+                executor.work(counts, &self.chosen.ops.iter().flat_map(all).collect(), &recorded)
+            }
+        }
+    }
+
     /// What is measured of some places in another arithmetic.
     fn measure(
         &self,
         evidence: &Evidence,
         arithmetic: &Arithmetic,
         places: &BTreeSet<(usize, usize)>,
-    ) -> Result<Vec<((usize, usize), Measured)>, Error> {
+    ) -> Result<Vec<(Place, Measured)>, Error> {
         let weights = Weights::held(&self.model.checkpoint, arithmetic, &self.model.program, KEPT);
         let executor = Executor {
             program: &self.model.program,
@@ -270,12 +323,12 @@ fn sample<'j>(judged: &'j [Judged], program: &Program) -> BTreeMap<(usize, usize
         }
     }
     let mut found = BTreeMap::new();
-    let mut turn = 0;
+    let mut turn: usize = 0;
     while found.len() < SAMPLE {
         let before = found.len();
         for of in kinds.values() {
             // From both ends: the first layer and the last, a prompt and a decoded token.
-            let at = if turn % 2 == 0 { turn / 2 } else { of.len().wrapping_sub(1 + turn / 2) };
+            let at = if turn.is_multiple_of(2) { turn / 2 } else { of.len().wrapping_sub(1 + turn / 2) };
             if let Some(j) = of.get(at).filter(|_| found.len() < SAMPLE && turn < of.len()) {
                 found.insert((j.op, j.step), &j.measured);
             }
@@ -333,5 +386,6 @@ fn explains(before: &[Judged], after: &[Judged], taken: &[&Candidate], program: 
         let own = |b: &Judged| b.measured.is_wrong() && (candidate.touches)(&program.ops[b.op]);
         raised.iter().filter(|(b, _)| own(b)).all(|(b, _)| b.measured.towards_zero > CUT_OFF)
     });
-    cut_off && shown && (left == 0 && wide && fits || most)
+    let needs_all = taken.iter().any(|candidate| candidate.shows);
+    cut_off && shown && (left == 0 && wide && fits && !needs_all || most)
 }

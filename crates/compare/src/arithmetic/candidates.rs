@@ -23,6 +23,8 @@ pub(super) struct Candidate {
     /// What errors are of it: a part of what it allows. Errors far below that speak against it. 0 where it shows only
     /// where values happen to lie unluckily.
     pub least: f64,
+    /// Whether at least half of what it raises the floor of must need it: it raises much, and shows wherever it acts.
+    pub shows: bool,
     /// Whether it explains so much that it is believed only where layers show it, not from end to end.
     pub coarse: bool,
     /// Whether all errors that it makes point towards zero.
@@ -50,6 +52,7 @@ impl Candidate {
             apply,
             group,
             least: LEAST,
+            shows: false,
             coarse: false,
             cuts_off: false,
             selective: false,
@@ -59,6 +62,10 @@ impl Candidate {
     /// Of something that shows only where values happen to lie unluckily.
     fn here_and_there(self) -> Candidate {
         self.at_least(0.0)
+    }
+
+    fn showing(self) -> Candidate {
+        Candidate { shows: true, ..self }
     }
 
     fn at_least(self, least: f64) -> Candidate {
@@ -129,7 +136,9 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     if open("stored") {
         list.extend(stored(base, trace, model));
     }
-    if base.embed_factor.is_none() {
+    // Where activations are declared, a factor or a product in a shorter format is a bug, not an arithmetic.
+    let undeclared = spec.is_none_or(|spec| spec.activations.is_none());
+    if base.embed_factor.is_none() && undeclared {
         list.extend(embed_factor(base, model));
     }
     if short && open("residual") && base.residual == base.store {
@@ -183,7 +192,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
         list.push(cached(CacheFormat::Scaled(format)));
     }
     if open("matmul_inputs") && plain {
-        list.extend(inputs(base, model));
+        list.extend(inputs(base, model, undeclared));
     }
     if short && base.accumulate == Float::F32 && base.product_sums.is_none() && open("product_sums") {
         let what = format!("holds the sums of products in {}", base.store.name());
@@ -194,7 +203,8 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
                 let name = format!("{}+sums-{}", a.name, a.store.name());
                 Arithmetic { name, product_sums: Some(a.store), ..a.clone() }
             })
-            .at_least(0.05),
+            .at_least(0.05)
+            .showing(),
         );
     }
     if short && open("truncated") && base.truncated.is_empty() {
@@ -353,7 +363,7 @@ fn cached(format: CacheFormat) -> Candidate {
 }
 
 /// What products may do to their inputs.
-fn inputs(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
+fn inputs(base: &Arithmetic, model: &Model, undeclared: bool) -> Vec<Candidate> {
     let any_weight = |is: fn(Storage) -> bool| model.checkpoint.tensors().any(|t| is(t.storage));
     let scaled = |format, block| MatmulInputs::Scaled { format, block };
     let mut list = Vec::new();
@@ -367,6 +377,8 @@ fn inputs(base: &Arithmetic, model: &Model) -> Vec<Candidate> {
     }
     if base.store == Float::F32 {
         list.push(("tf32", MatmulInputs::Short(Float::TF32)));
+    }
+    if base.store == Float::F32 && undeclared {
         list.push(("f16", MatmulInputs::Short(Float::F16)));
         list.push(("bf16", MatmulInputs::Short(Float::BF16)));
     }

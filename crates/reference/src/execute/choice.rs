@@ -158,7 +158,7 @@ impl Open {
     fn choice(&self, number: usize) -> Vec<usize> {
         let places = self.own.len() - self.certain.len();
         let others = self.competing.len();
-        if number % 2 == 0 || others <= places {
+        if number.is_multiple_of(2) || others <= places {
             return self.own.clone();
         }
         // In turn every window of the ranking but the model's own.

@@ -506,8 +506,10 @@ pub(super) fn before_storing<T: Real>(
 ) -> Vec<Arc<Tensor<T>>> {
     let stored = a.stored_in(op);
     let stream = matches!(op.kind, OpKind::Add(_)) && a.residual != stored;
+    // Attention multiplies cached numbers by their scales, in a longer format than they are recorded in.
+    let scaled = matches!(op.kind, OpKind::Cache(_)) && a.cache_of(op).float().is_none();
     let kept = op.kind.discrete().is_some() || op.kind.state().is_some();
-    if kept || !stream && !a.reads_unrounded {
+    if !scaled && (kept || !stream && !a.reads_unrounded) {
         return vec![];
     }
     let lane = |lane: usize| {
