@@ -83,7 +83,8 @@ def test_declared_arithmetic_agrees(name, attention, way, firstdiff, tiny_folder
     planted, keys = WAYS[way]
     with planted:
         trace = record(load(tiny_folder(name)), tmp_path / "trace", IDS, STEPS, attention=attention)
-    assert firstdiff.check(trace, tiny_folder(name)).code == DIVERGES, "float32 does not explain it"
+    given = firstdiff.check(trace, tiny_folder(name), "--arithmetic", "f32")
+    assert given.code == DIVERGES, "float32 does not explain it"
     result = firstdiff.check(declare(trace, **keys), tiny_folder(name))
     assert result.code == AGREES, str(result)
 
@@ -142,11 +143,19 @@ def test_a_spelling_that_is_not_understood_is_an_error(arithmetic, complaint, fi
     assert result.code == 2 and complaint in result.stderr, str(result)
 
 
-def test_a_wrong_declaration_is_doubted(firstdiff, tiny_folder, tmp_path):
+def test_what_a_declaration_leaves_out_is_taken_on_and_said(firstdiff, tiny_folder, tmp_path):
     with WAYS["tf32"][0]:
         trace = record(load(tiny_folder("llama")), tmp_path / "trace", IDS, STEPS)
     result = firstdiff.check(trace, tiny_folder("llama"))
-    assert result.code == DIVERGES and result.json["arithmetic"] == {**result.json["arithmetic"], "profile": "f32", "declared": True}
+    assert result.code == AGREES and result.json["arithmetic"]["declared"], str(result)
+    assert [taken["declare"] for taken in result.json["arithmetic"]["taken"]] == ['"matmul_inputs": "tf32"'], str(result)
+
+
+def test_an_arithmetic_given_is_doubted_and_not_added_to(firstdiff, tiny_folder, tmp_path):
+    with WAYS["tf32"][0]:
+        trace = record(load(tiny_folder("llama")), tmp_path / "trace", IDS, STEPS)
+    result = firstdiff.check(trace, tiny_folder("llama"), "--arithmetic", "f32")
+    assert result.code == DIVERGES and result.json["arithmetic"]["profile"] == "f32", str(result)
     assert any("tf32 would leave 0" in note for note in result.json["notes"]), str(result)
 
 

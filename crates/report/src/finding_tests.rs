@@ -47,6 +47,7 @@ fn rejected(id: &str, residual: f64) -> Rejected {
 
 fn check(findings: Vec<Finding>) -> Check {
     Check {
+        not_compared: vec![],
         verdict: Verdict::Diverges,
         complete: true,
         causes_complete: true,

@@ -133,8 +133,9 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     let short = matches!(base.store, Float::BF16 | Float::F16);
     let plain = base.matmul_inputs == MatmulInputs::AsStored;
     let mut list = Vec::new();
+    let shorter = shorter(base, trace, model);
     if open("stored") {
-        list.extend(stored(base, trace, model));
+        list.extend(stored(&shorter));
     }
     // Where activations are declared, a factor or a product in a shorter format is a bug, not an arithmetic.
     let undeclared = spec.is_none_or(|spec| spec.activations.is_none());
@@ -192,9 +193,15 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
         list.push(cached(CacheFormat::Scaled(format)));
     }
     if open("matmul_inputs") && plain {
-        list.extend(inputs(base, model, undeclared));
+        let in_short: Vec<Float> = match undeclared {
+            true => vec![Float::F16, Float::BF16],
+            // The bits of what was recorded say otherwise than the declaration.
+            false => shorter.iter().map(|(_, format)| *format).collect(),
+        };
+        list.extend(inputs(base, model, &in_short));
     }
-    if short && base.accumulate == Float::F32 && base.product_sums.is_none() && open("product_sums") {
+    let sums = base.accumulate == Float::F32 && base.product_sums.is_none();
+    if short && sums && open("product_sums") && open("accumulate") {
         let what = format!("holds the sums of products in {}", base.store.name());
         let declare = format!("\"product_sums\": \"{}\"", base.store.name());
         // Kernels add in several places at once: up to 16 short sums err by a quarter of what one long one does.
@@ -244,7 +251,7 @@ fn rotation_or_sum(op: &Op) -> bool {
 const SPLIT: usize = 4;
 
 /// Kinds of taps whose bits lie in a shorter format than activations do.
-fn stored(base: &Arithmetic, trace: &Trace, model: &Model) -> Option<Candidate> {
+fn shorter(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec<(String, Float)> {
     let formats = Formats::of(trace);
     let mut found: Vec<(String, Float)> = Vec::new();
     for op in &model.program.ops {
@@ -260,9 +267,15 @@ fn stored(base: &Arithmetic, trace: &Trace, model: &Model) -> Option<Candidate> 
             found.push((pattern, format));
         }
     }
+    found
+}
+
+/// That they are stored in it.
+fn stored(found: &[(String, Float)]) -> Option<Candidate> {
     if found.is_empty() {
         return None;
     }
+    let found = found.to_vec();
     let list: Vec<String> = found.iter().map(|(tap, f)| format!("\"{tap}\": \"{}\"", f.name())).collect();
     let names: Vec<String> = found.iter().map(|(tap, f)| format!("{tap} in {}", f.name())).collect();
     let what = format!("stores {}", names.join(", "));
@@ -363,7 +376,7 @@ fn cached(format: CacheFormat) -> Candidate {
 }
 
 /// What products may do to their inputs.
-fn inputs(base: &Arithmetic, model: &Model, undeclared: bool) -> Vec<Candidate> {
+fn inputs(base: &Arithmetic, model: &Model, in_short: &[Float]) -> Vec<Candidate> {
     let any_weight = |is: fn(Storage) -> bool| model.checkpoint.tensors().any(|t| is(t.storage));
     let scaled = |format, block| MatmulInputs::Scaled { format, block };
     let mut list = Vec::new();
@@ -378,9 +391,10 @@ fn inputs(base: &Arithmetic, model: &Model, undeclared: bool) -> Vec<Candidate> 
     if base.store == Float::F32 {
         list.push(("tf32", MatmulInputs::Short(Float::TF32)));
     }
-    if base.store == Float::F32 && undeclared {
-        list.push(("f16", MatmulInputs::Short(Float::F16)));
-        list.push(("bf16", MatmulInputs::Short(Float::BF16)));
+    for format in [Float::F16, Float::BF16] {
+        if base.store == Float::F32 && in_short.contains(&format) {
+            list.push((format.name(), MatmulInputs::Short(format)));
+        }
     }
     list.into_iter()
         .map(|(name, inputs)| {
