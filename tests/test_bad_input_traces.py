@@ -149,7 +149,7 @@ WRONG_TENSORS = {
     "a tap of another width": dict(layers__0__q_proj=torch.zeros(1, 63)),
     "a tap without elements": dict(layers__0__q_proj=torch.zeros(1, 0)),
     "a tap of integers": dict(layers__0__q_proj=torch.zeros(1, 64, dtype=torch.int64)),
-    "logits of another vocabulary": dict(logits=torch.zeros(1, 100)),
+    "logits of a smaller vocabulary": dict(logits=torch.zeros(1, 92)),
     "scores over too many keys": dict(layers__0__attn_scores=torch.zeros(4, 1, 99)),
     "a layer the model does not have": dict(layers__9__q_proj=torch.zeros(1, 64)),
 }

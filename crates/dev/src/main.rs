@@ -8,6 +8,7 @@ mod cases;
 mod demo;
 mod docs;
 mod engines;
+mod lock;
 mod models;
 mod python;
 mod stories;
@@ -28,7 +29,7 @@ enum Command {
     /// Run every test: Rust, the Python recorders, and everything end to end on real models
     Test(test::Test),
     /// Lock the Python packages of tests and benchmarks again
-    Lock(python::Lock),
+    Lock(lock::Lock),
     /// Measure speed and memory side by side with transformers
     Bench(bench::Bench),
     /// Write the cases again: a small trace for each hypothesis, from the torch engine

