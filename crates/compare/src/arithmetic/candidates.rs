@@ -137,7 +137,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
     if open("stored") {
         list.extend(stored(&shorter));
     }
-    // Where activations are declared, a factor or a product in a shorter format is a bug, not an arithmetic.
+    // Where activations are declared, a factor or products in a shorter format, or in parts, are a bug.
     let undeclared = spec.is_none_or(|spec| spec.activations.is_none());
     if base.embed_factor.is_none() && undeclared {
         list.extend(embed_factor(base, model));
@@ -177,7 +177,7 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
             );
         }
     }
-    if short && open("split_sums") && base.split_sums == 1 && plain {
+    if short && undeclared && open("split_sums") && base.split_sums == 1 && plain {
         let what = format!("adds up partial sums of products in {}", base.store.name());
         list.push(
             Candidate::new("split_sums", format!("\"split_sums\": {SPLIT}"), what, product, |a| {
