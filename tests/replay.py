@@ -48,11 +48,11 @@ def replayed(values, model, past):
         normed = at + "q_norm" in values
         keys = torch.cat((before[0], get("k_rope")))
         past[n] = keys, torch.cat((before[1], v))
-        # a window's cache has dropped keys, and is then not recorded: what was stored stands in for it
+        # a window's cache holds the last keys; where it is not recorded, what was stored stands in for it
         read = lambda kind: values.get(at + kind, past[n][kind == "v_cache"]).repeat_interleave(groups, 1)
         scores = torch.einsum("thd,khd->htk", get("q_rope"), read("k_cache")) * attn.scaling
         held = get("attn_scores") if at + "attn_scores" in values else scores
-        query, key = torch.arange(visible - tokens, visible)[:, None], torch.arange(visible)
+        query, key = torch.arange(visible - tokens, visible)[:, None], torch.arange(visible)[-held.shape[-1] :]
         allowed = key <= query
         if getattr(attn, "sliding_window", None):
             allowed &= key > query - attn.sliding_window
@@ -67,8 +67,8 @@ def replayed(values, model, past):
             "k_norm": lambda: rms(attn.k_norm, k),
             "q_rope": lambda: turn(get("q_norm") if normed else q),
             "k_rope": lambda: turn(get("k_norm") if normed else k),
-            "k_cache": lambda: keys,
-            "v_cache": lambda: past[n][1],
+            "k_cache": lambda: keys[-len(get("k_cache")) :],
+            "v_cache": lambda: past[n][1][-len(get("v_cache")) :],
             "attn_scores": lambda: scores,
             "attn_probs": lambda: probs,
             "attn_heads": lambda: torch.einsum("htk,khd->thd", used, read("v_cache")),

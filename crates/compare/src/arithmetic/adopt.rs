@@ -386,6 +386,9 @@ fn explains(before: &[Judged], after: &[Judged], taken: &[&Candidate], program: 
         let own = |b: &Judged| b.measured.is_wrong() && (candidate.touches)(&program.ops[b.op]);
         raised.iter().filter(|(b, _)| own(b)).all(|(b, _)| b.measured.towards_zero > CUT_OFF)
     });
+    let direct = taken.iter().filter(|candidate| candidate.direct).all(|candidate| {
+        raised.iter().any(|(b, _)| b.measured.is_wrong() && (candidate.touches)(&program.ops[b.op]))
+    });
     let needs_all = taken.iter().any(|candidate| candidate.shows);
-    cut_off && shown && (left == 0 && wide && fits && !needs_all || most)
+    cut_off && shown && direct && (left == 0 && wide && fits && !needs_all || most)
 }

@@ -29,6 +29,8 @@ pub(super) struct Candidate {
     pub coarse: bool,
     /// Whether all errors that it makes point towards zero.
     pub cuts_off: bool,
+    /// Whether it is believed only where an operation that it acts on was recorded and is wrong itself, not behind others.
+    pub direct: bool,
     /// Whether it raises the floor much where values cancel or one channel dominates, and little elsewhere.
     pub selective: bool,
 }
@@ -55,6 +57,7 @@ impl Candidate {
             shows: false,
             coarse: false,
             cuts_off: false,
+            direct: false,
             selective: false,
         }
     }
@@ -198,7 +201,8 @@ pub(super) fn candidates(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec
             // The bits of what was recorded say otherwise than the declaration.
             false => shorter.iter().map(|(_, format)| *format).collect(),
         };
-        list.extend(inputs(base, model, &in_short));
+        let direct = !undeclared;
+        list.extend(inputs(base, model, &in_short).into_iter().map(|c| Candidate { direct, ..c }));
     }
     let sums = base.accumulate == Float::F32 && base.product_sums.is_none();
     if short && sums && open("product_sums") && open("accumulate") {
@@ -388,6 +392,7 @@ fn inputs(base: &Arithmetic, model: &Model, in_short: &[Float]) -> Vec<Candidate
         list.push(("fp8-e4m3-128", scaled(Float::E4M3, Some(128))));
         list.push(("fp8-e4m3", scaled(Float::E4M3, None)));
     }
+    // Of declared values only products themselves show it: see `direct`.
     if base.store == Float::F32 {
         list.push(("tf32", MatmulInputs::Short(Float::TF32)));
     }
