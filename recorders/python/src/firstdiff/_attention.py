@@ -8,6 +8,7 @@ branch the model takes, stays exactly as it was.
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any, Callable, MutableMapping, Optional
 
 import torch
@@ -48,7 +49,12 @@ def _places(
 
 
 def _globals(module: torch.nn.Module) -> dict[str, Any]:
-    return inspect.unwrap(type(module).forward).__globals__
+    """Of the file in which the module finds its attention: its forward's own, or, of one replaced, its class's."""
+    files = [vars(sys.modules[kind.__module__]) for kind in type(module).__mro__ if kind.__module__ in sys.modules]
+    for table in (inspect.unwrap(type(module).forward).__globals__, *files):
+        if "eager_attention_forward" in table:
+            return table
+    raise LookupError(f"{type(module).__name__} has no eager attention to watch")
 
 
 _MATMUL = {"matmul", "__matmul__", "bmm", "baddbmm"}
