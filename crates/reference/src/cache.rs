@@ -7,7 +7,8 @@ use crate::random::Random;
 /// Channels of a cached row that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// So many neighbouring channels of a head.
+    /// So many neighbouring channels of a token's row, heads one after the other: where heads are shorter, or no
+    /// multiple, a group goes over their borders (ggml's blocks).
     Channels(usize),
     /// One head of one token.
     Head,
@@ -86,14 +87,14 @@ impl CacheFormat {
         self.float().is_some_and(held)
     }
 
-    /// Elements of a row of `heads` by `dim` that share a scale.
-    fn run(group: Group, (heads, dim): (usize, usize)) -> usize {
-        match group {
-            Group::Channels(n) => n.min(dim),
+    /// Elements that share a scale, run by run, of rows of `heads` by `dim`.
+    fn runs<T>(group: Group, (heads, dim): (usize, usize), rows: &[T]) -> impl Iterator<Item = &[T]> {
+        let len = match group {
+            Group::Channels(n) => n,
             Group::Head => dim,
             Group::Token => heads * dim,
-        }
-        .max(1)
+        };
+        rows.chunks((heads * dim).max(1)).flat_map(move |row| row.chunks(len.max(1)))
     }
 
     /// Expected squared error of each element of rows `[heads, dim]`, when they are stored.
@@ -107,7 +108,7 @@ impl CacheFormat {
             }
             CacheFormat::Integers { bits, group, scale } => {
                 let u = scale.unit_roundoff();
-                rows.chunks(CacheFormat::run(group, shape))
+                CacheFormat::runs(group, shape, rows)
                     .flat_map(|run| {
                         let step = largest(run) / largest_number(bits);
                         run.iter().map(move |x| step * step / 6.0 + u * u / 3.0 * x.to_f64().powi(2))
@@ -137,10 +138,9 @@ impl CacheFormat {
                 rows.iter().enumerate().map(one).collect()
             }
             CacheFormat::Integers { bits, group, scale } => {
-                let len = CacheFormat::run(group, shape);
-                let mut out = Vec::with_capacity(rows.len());
-                for (number, run) in rows.chunks(len).enumerate() {
-                    let first = number * len;
+                let mut out: Vec<T> = Vec::with_capacity(rows.len());
+                for run in CacheFormat::runs(group, shape, rows) {
+                    let first = out.len();
                     let step = round(scale, largest(run) / largest_number(bits), first);
                     out.extend(run.iter().enumerate().map(|(i, x)| {
                         let x = x.to_f64();
@@ -172,8 +172,7 @@ impl CacheFormat {
                 rows.iter().map(of).collect()
             }
             CacheFormat::Scaled(_) => vec![f64::INFINITY; rows.len()],
-            CacheFormat::Integers { bits, group, scale } => rows
-                .chunks(CacheFormat::run(group, shape))
+            CacheFormat::Integers { bits, group, scale } => CacheFormat::runs(group, shape, rows)
                 .flat_map(|run| {
                     let (most, u) = (largest(run), scale.unit_roundoff());
                     let step = most / largest_number(bits) * (1.0 + u);
@@ -228,6 +227,19 @@ mod tests {
                 .collect();
             assert!(farther(&towards_zero) > 0, "{format:?}");
         }
+    }
+
+    #[test]
+    fn blocks_go_over_the_borders_of_short_heads() {
+        // Two heads of 16 channels, one of them ten times larger: one block of 32, so one scale.
+        let row: Vec<f64> = (0..32).map(|i| f64::from(i % 16) / if i < 16 { 10.0 } else { 1.0 }).collect();
+        let reach = CacheFormat::blocks(8).reach(&row, (2, 16));
+        assert_eq!(reach[0], reach[31]);
+        assert!(reach[0] > 15.0 / 254.0);
+        // A row of another token has scales of its own, whether or not blocks divide it.
+        let rows: Vec<f64> = (0..96).map(|i| if i < 48 { 1.0 } else { 100.0 }).collect();
+        let reach = CacheFormat::blocks(8).reach(&rows, (1, 48));
+        assert!(reach[47] < 0.01 && reach[48] > 0.3);
     }
 
     #[test]

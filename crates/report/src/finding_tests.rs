@@ -138,6 +138,15 @@ fn the_test_that_fired_is_said_with_its_figure_and_limit() {
 }
 
 #[test]
+fn a_copy_that_is_not_rounded_to_nearest_says_so() {
+    let why = vec![why(Test::Nearest, None, 17.0, 0.0)];
+    assert_eq!(
+        lines(&check(vec![Finding { why, ..finding() }]), &["why"]),
+        ["  why         17 elements are not the nearest number of the cache's format (limit 0)"]
+    );
+}
+
+#[test]
 fn the_nearest_is_said_only_where_it_leaves_less_than_a_tenth() {
     let labels = ["cause", "nearest"];
     let mut f = finding();

@@ -32,6 +32,9 @@ fn reason(w: &Why) -> String {
         Test::Factor => format!("{place}common factor {}, {sigmas}", factor(w.factor.unwrap_or(1.0))),
         Test::Offset => format!("{place}common offset, {sigmas}"),
         Test::NotFinite => format!("{place}{value} elements are not finite"),
+        Test::Nearest => {
+            format!("{:.0} elements are not the nearest number of the cache's format (limit 0)", w.value)
+        }
         Test::Selection => format!("{place}{sigmas}"),
     }
 }

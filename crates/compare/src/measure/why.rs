@@ -22,6 +22,8 @@ pub enum Test {
     NotFinite,
     /// A selection: by how many standard deviations of the scores the reference prefers its own.
     Selection,
+    /// A copy in a shorter format: elements that are not the nearest number of that format.
+    Nearest,
 }
 
 /// A test that a value failed.
@@ -62,6 +64,9 @@ impl Measured {
         if self.scale_sigmas > THRESHOLDS.sigmas {
             let factor = Some(1.0 + self.scale);
             why.push(Why { factor, ..whole(Test::Factor, self.scale_sigmas, THRESHOLDS.sigmas) });
+        }
+        if self.farther > 0 {
+            why.push(whole(Test::Nearest, self.farther as f64, 0.0));
         }
         let mut of_parts: Vec<Why> = Vec::new();
         for part in &self.parts {

@@ -119,9 +119,11 @@ pub(super) fn compute<T: Real>(
                     choice: None,
                 };
             }
+            let goes_on = goes_on_in(arithmetic, op, store);
             let lanes = (0..executor.lanes).into_par_iter().map(|lane| {
                 let random = Random::new(lane, index, s).site(90);
-                Arc::new(stored(lanes.get(lane).unwrap_or(*exact), sums.as_deref(), store, random, lane))
+                let value = lanes.get(lane).unwrap_or(*exact);
+                Arc::new(stored(value, sums.as_deref(), goes_on, random, lane))
             });
             Spread { noise: None, lanes: lanes.collect(), choice: None }
         })
@@ -279,6 +281,15 @@ fn variance<T: Real>(
         (random.iter().map(lane).sum::<f64>() / random.len() as f64).max(nearest) + sums
     };
     exact.data().par_iter().enumerate().with_min_len(APIECE).map(|(i, &y)| element(i, y)).collect()
+}
+
+/// The format of a result that is not recorded: additions of a residual stream that is kept in a longer format are
+/// never stored in `store`.
+fn goes_on_in(a: &Arithmetic, op: &Op, store: Float) -> Float {
+    match &op.kind {
+        OpKind::Add(_) if a.residual.significand_bits() > store.significand_bits() => a.residual,
+        _ => store,
+    }
 }
 
 /// A value as an engine might store it; as most do, in lane 0.
