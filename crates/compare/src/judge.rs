@@ -178,7 +178,7 @@ impl Copied {
 }
 
 /// The shortest format that holds all values.
-fn shortest(values: &[f64]) -> Option<Float> {
+pub(crate) fn shortest(values: &[f64]) -> Option<Float> {
     let holds = |f: &Float| values.iter().all(|&x| !x.is_finite() || f.round(x) == x);
     [Float::BF16, Float::F16, Float::F32].into_iter().find(holds)
 }

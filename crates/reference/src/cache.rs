@@ -184,6 +184,89 @@ impl CacheFormat {
     }
 }
 
+impl CacheFormat {
+    /// Whether recorded rows lie on this format's grid, whatever its scales are: for most groups of elements that share
+    /// one there is a scale that makes all of them numbers of the format, as exactly as `recorded` shows them. Values in
+    /// a longer format lie on a coarse grid by chance in few groups; on one as fine as `recorded` itself, in all of them.
+    pub fn may_hold(self, rows: &[f64], shape: (usize, usize), recorded: Float) -> bool {
+        let u = recorded.unit_roundoff();
+        let groups: Vec<&[f64]> = match self {
+            CacheFormat::Float(format) => {
+                return rows.iter().all(|x| !x.is_finite() || format.round(*x) == *x);
+            }
+            // A scale for the whole tensor is one for each head of a token too.
+            CacheFormat::Scaled(_) => CacheFormat::runs(Group::Head, shape, rows).collect(),
+            CacheFormat::Integers { group, .. } => CacheFormat::runs(group, shape, rows).collect(),
+        };
+        let told = |group: &&&[f64]| group.iter().filter(|x| **x != 0.0 && x.is_finite()).count() > 2;
+        let (mut seen, mut fit) = (0, 0);
+        for group in groups.iter().filter(told) {
+            seen += 1;
+            let on_grid = match self {
+                CacheFormat::Integers { bits, scale, .. } => {
+                    let offset = scale != Float::F16;
+                    on_whole_numbers(group, bits, u) || offset && on_numbers_with_offset(group, bits, u)
+                }
+                CacheFormat::Scaled(format) | CacheFormat::Float(format) => on_floats(group, format, u),
+            };
+            fit += usize::from(on_grid);
+        }
+        2 * fit >= seen
+    }
+}
+
+/// Whether all elements are whole numbers times a scale, the largest near the end of the range.
+fn on_whole_numbers(group: &[f64], bits: u32, u: f64) -> bool {
+    let (most, end) = (largest(group), largest_number(bits));
+    [end, end + 1.0].into_iter().any(|end| {
+        let step = most / end;
+        // The largest element was rounded, and so was each other.
+        group.iter().all(|x| !x.is_finite() || near_whole(x / step, 2.0 * u * (x / step).abs()))
+    })
+}
+
+/// Whether all elements are whole numbers times a scale, counted from the smallest element.
+fn on_numbers_with_offset(group: &[f64], bits: u32, u: f64) -> bool {
+    let finite = || group.iter().copied().filter(|x| x.is_finite());
+    let (low, high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), x| (l.min(x), h.max(x)));
+    let all = 2.0 * largest_number(bits) + 1.0;
+    // Where the offset is itself a whole number the ends of the range may be missed by one or two.
+    [all, all - 1.0, all - 2.0].into_iter().any(|numbers| {
+        let step = (high - low) / numbers;
+        finite().all(|x| {
+            let slack = u * (x.abs() + 2.0 * low.abs().max(high.abs())) / step;
+            near_whole((x - low) / step, slack)
+        })
+    })
+}
+
+fn near_whole(x: f64, slack: f64) -> bool {
+    (x - x.round()).abs() <= slack + 1e-6
+}
+
+/// Whether all elements are numbers of a float format times a scale: one that makes the largest element any of its
+/// significands.
+fn on_floats(group: &[f64], format: Float, u: f64) -> bool {
+    let most = largest(group);
+    let count = 1u32 << (format.significand_bits() - 1);
+    (count..2 * count).any(|significand| {
+        let step = most / f64::from(significand);
+        group.iter().all(|x| {
+            // Its significand, of the same number of bits; small ones may be subnormal, where steps are wider.
+            let x = x.abs() / step;
+            if !x.is_finite() || x < f64::from(count) * SUBNORMAL {
+                return true;
+            }
+            let place = (x / f64::from(count)).log2().floor();
+            let scaled = x / place.exp2();
+            near_whole(scaled, 2.0 * u * scaled)
+        })
+    })
+}
+
+/// So far below the largest element of its group a scaled 8-bit float may be subnormal.
+const SUBNORMAL: f64 = 1.0 / 256.0;
+
 /// The distance between neighbours over the value, at its largest: at powers of two.
 fn relative_step(format: Float) -> f64 {
     2.0 * format.unit_roundoff()
@@ -240,6 +323,47 @@ mod tests {
         let rows: Vec<f64> = (0..96).map(|i| if i < 48 { 1.0 } else { 100.0 }).collect();
         let reach = CacheFormat::blocks(8).reach(&rows, (1, 48));
         assert!(reach[47] < 0.01 && reach[48] > 0.3);
+    }
+
+    #[test]
+    fn a_grid_is_told_from_values_in_a_longer_format_whatever_its_scale() {
+        let formats = [
+            CacheFormat::Scaled(Float::E4M3),
+            CacheFormat::Scaled(Float::E5M2),
+            CacheFormat::blocks(8),
+            CacheFormat::blocks(4),
+            CacheFormat::Integers { bits: 4, group: Group::Head, scale: Float::F32 },
+        ];
+        let rows: Vec<f64> =
+            (0..512).map(|i| Float::BF16.round((f64::from(i * i) * 0.37).sin() * 3.3)).collect();
+        for format in formats {
+            let stored = format.stored(&rows, (2, 32), None);
+            let stored: Vec<f64> = stored.iter().map(|x| Float::BF16.round(*x)).collect();
+            assert!(format.may_hold(&stored, (2, 32), Float::BF16), "{format:?}");
+            assert!(!format.may_hold(&rows, (2, 32), Float::BF16), "{format:?}");
+            // A factor keeps the grid.
+            let louder: Vec<f64> = stored.iter().map(|x| Float::BF16.round(x * 1.1)).collect();
+            assert!(format.may_hold(&louder, (2, 32), Float::BF16), "{format:?}");
+        }
+        // Three bits of significand hold what two do, not the other way round.
+        let fine = CacheFormat::Scaled(Float::E4M3).stored(&rows, (2, 32), None);
+        assert!(!CacheFormat::Scaled(Float::E5M2).may_hold(&fine, (2, 32), Float::F32));
+        assert!(CacheFormat::Float(Float::BF16).may_hold(&rows, (2, 32), Float::F32));
+        assert!(!CacheFormat::Float(Float::E4M3).may_hold(&rows, (2, 32), Float::F32));
+    }
+
+    #[test]
+    fn numbers_with_an_offset_lie_on_a_grid_too() {
+        let format = CacheFormat::Integers { bits: 4, group: Group::Head, scale: Float::F32 };
+        let rows: Vec<f64> = (0..256).map(|i| (f64::from(i * i) * 0.37).sin() + 2.0).collect();
+        let held = |run: &[f64]| {
+            let (low, high) = run.iter().fold((9.0, -9.0), |(l, h): (f64, f64), x| (l.min(*x), h.max(*x)));
+            let step = (high - low) / 15.0;
+            run.iter().map(|x| ((x - low) / step).round() * step + low).collect::<Vec<_>>()
+        };
+        let stored: Vec<f64> = rows.chunks(32).flat_map(held).collect();
+        assert!(format.may_hold(&stored, (1, 32), Float::F32));
+        assert!(!format.may_hold(&rows, (1, 32), Float::F32));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! An arithmetic acts on every operation of a kind, a bug on some. So a candidate is adopted when it explains everything
 //! that it raises, on more than one layer, and its errors are of the size that it calls for.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use firstdiff_model::{Counts, Model, Program};
@@ -199,7 +200,7 @@ impl Setting<'_> {
         );
         let operations: BTreeMap<(usize, usize), BTreeSet<usize>> =
             sample.keys().map(|&place| (place, self.segment(place))).collect();
-        let mut best: Option<(usize, usize)> = None;
+        let mut gains: Vec<(usize, usize)> = Vec::new();
         for (number, candidate) in list.iter().enumerate() {
             if stage.taken.iter().any(|&t| list[t].group == candidate.group) {
                 continue;
@@ -229,18 +230,31 @@ impl Setting<'_> {
                     _ => 0,
                 };
             }
-            if gain > 0 && best.is_none_or(|(most, _)| gain > most) {
-                best = Some((gain, number));
+            if gain > 0 {
+                gains.push((gain, number));
             }
         }
-        let Some((_, number)) = best else { return Ok(None) };
-        if !trials.budget.spend(trials.replay) {
-            return Ok(None);
+        // The likelier first where several explain as much.
+        gains.sort_by_key(|&(gain, number)| (Reverse(gain), number));
+        let Some(&(_, first)) = gains.first() else { return Ok(None) };
+        let mut best: Option<(usize, Stage)> = None;
+        for (_, number) in gains.into_iter().filter(|(_, n)| list[*n].group == list[first].group) {
+            if best.as_ref().is_some_and(|(left, _)| *left == 0) || !trials.budget.spend(trials.replay) {
+                break;
+            }
+            let arithmetic = (list[number].apply)(&stage.arithmetic);
+            let replayed = self.replay(&arithmetic)?;
+            let touched = |j: &&Judged| {
+                self.segment((j.op, j.step)).iter().any(|&op| (list[number].touches)(&program.ops[op]))
+            };
+            // The sample may explain as well by one that is too fine for all.
+            let left = replayed.judged.iter().filter(|j| j.measured.is_wrong()).filter(touched).count();
+            if best.as_ref().is_none_or(|(least, _)| left < *least) {
+                let taken = stage.taken.iter().copied().chain([number]).collect();
+                best = Some((left, Stage { arithmetic, replayed, taken }));
+            }
         }
-        let arithmetic = (list[number].apply)(&stage.arithmetic);
-        let replayed = self.replay(&arithmetic)?;
-        let taken = stage.taken.iter().copied().chain([number]).collect();
-        Ok(Some(Stage { arithmetic, replayed, taken }))
+        Ok(best.map(|(_, stage)| stage))
     }
 
     /// The operations executed between recorded values and a place.

@@ -7,6 +7,7 @@ use firstdiff_tensor::Float;
 use firstdiff_trace::{ArithmeticSpec, Trace, tap};
 
 use super::Formats;
+use crate::judge::shortest;
 
 /// Something that an engine may do.
 pub(super) struct Candidate {
@@ -361,13 +362,48 @@ fn caches(base: &Arithmetic, trace: &Trace, model: &Model) -> Vec<Candidate> {
             list.push(CacheFormat::Integers { bits: 4, group, scale: Float::F32 });
         }
     }
-    let dim = model.program.ops.iter().find_map(|op| op.kind.state()).map_or(0, |s| s.dim);
+    let shape = model.program.ops.iter().find_map(|op| op.kind.state()).map(|s| (s.heads, s.dim));
     let distinct = |f: &CacheFormat| match f {
-        CacheFormat::Integers { group: Group::Channels(n), scale: Float::F32, .. } => *n < dim,
+        CacheFormat::Integers { group: Group::Channels(n), scale: Float::F32, .. } => {
+            shape.is_some_and(|(_, dim)| *n < dim)
+        }
         _ => true,
     };
-    list.into_iter().filter(|f| *f != base.k_cache && distinct(f)).map(cached).collect()
+    let shown = shape.map(|shape| shown_caches(trace, shape)).unwrap_or_default();
+    let fits = |f: &CacheFormat| {
+        shape.is_none_or(|shape| shown.iter().all(|(rows, format)| f.may_hold(rows, shape, *format)))
+    };
+    list.into_iter().filter(|f| *f != base.k_cache && distinct(f) && fits(f)).map(cached).collect()
 }
+
+/// Recorded caches, each with the format that it was recorded in: those of the first layer and of the last, in the
+/// first step and in the last. None where they are recorded in other axes than docs/TRACE.md lists.
+fn shown_caches(trace: &Trace, (heads, dim): (usize, usize)) -> Vec<(Vec<f64>, Float)> {
+    if ["axes", "rope_order"].iter().any(|key| trace.manifest.other.contains_key(*key)) {
+        return vec![];
+    }
+    let mut found = Vec::new();
+    for step in trace.steps.first().into_iter().chain(trace.steps.last()) {
+        for name in ["k_cache", "v_cache"] {
+            let of: Vec<_> = step.taps().iter().filter(|(tap, _)| tap::split(tap).1 == name).collect();
+            for (tap, info) in of.first().into_iter().chain(of.last()) {
+                let by_row = match info.shape[..] {
+                    [_, width] => width == heads * dim,
+                    [_, h, d] => (h, d) == (heads, dim),
+                    _ => false,
+                };
+                let Some(bytes) = step.raw(tap).filter(|_| by_row) else { continue };
+                let most = MOST_ROWS * heads * dim * info.dtype.size();
+                let Ok(values) = info.dtype.decode(&bytes[..bytes.len().min(most)]) else { continue };
+                found.extend(shortest(&values).map(|format| (values, format)));
+            }
+        }
+    }
+    found
+}
+
+/// Rows of a cache that are looked at: each has a scale of its own at most.
+const MOST_ROWS: usize = 64;
 
 /// Keys and values in one format.
 fn cached(format: CacheFormat) -> Candidate {
