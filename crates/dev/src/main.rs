@@ -13,6 +13,7 @@ mod models;
 mod python;
 mod stories;
 mod test;
+mod wheel;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +37,8 @@ enum Command {
     Cases(cases::Cases),
     /// Run real engines on tiny models and check their traces with nothing declared
     Engines(engines::Engines),
+    /// Build the wheel of program and recorders, and try it in an empty environment
+    Wheel(wheel::Wheel),
     /// Write docs/STORIES.md again: engines with the bugs of real stories, and what is said of them
     Stories,
     /// Write the generated pages of docs/ again
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Command::Bench(c) => bench::run(&c),
         Command::Cases(c) => cases::run(&c),
         Command::Engines(c) => engines::run(&c),
+        Command::Wheel(c) => c.run(),
         Command::Stories => stories::run(),
         Command::Docs => docs::run(),
         Command::Demo => demo::run(),

@@ -56,10 +56,34 @@ pub fn interpreter() -> Result<PathBuf> {
         }
         std::fs::write(&done, b"").with_context(|| format!("cannot write {}", done.display()))?;
     }
-    let mut install = pip(&python);
-    install.args(["install", "--no-deps", "--no-build-isolation", "--editable"]);
-    workspace::run("pip install the recorders", install.arg(workspace::root().join("recorders/python")))?;
+    find_recorders(&python)?;
     Ok(python)
+}
+
+/// The interpreter of a small environment with nothing but the packages of one lock, `NAME.lock`.
+pub fn tools(name: &str) -> Result<PathBuf> {
+    let lock = locks().join(format!("{name}.lock"));
+    let folder = made_from(name, vec![&lock])?;
+    let (python, done) = (folder.join("bin/python"), folder.join("complete"));
+    if !done.exists() {
+        workspace::run("python3 -m venv", Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let mut install = pip(&python);
+        install.args(["install", "--no-deps", "--require-hashes", "--requirement"]).arg(&lock);
+        workspace::run(&format!("pip install the packages of {name}.lock"), &mut install)?;
+        std::fs::write(&done, b"").with_context(|| format!("cannot write {}", done.display()))?;
+    }
+    Ok(python)
+}
+
+/// The environment imports the recorders from their sources: the package itself would build the program first.
+fn find_recorders(python: &Path) -> Result<()> {
+    let script = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let output = Command::new(python).args(["-c", script]).output().context("cannot start Python")?;
+    anyhow::ensure!(output.status.success(), "{}: {}", python.display(), output.status);
+    let link = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("firstdiff-sources.pth");
+    let sources = workspace::root().join("recorders/python/src");
+    std::fs::write(&link, format!("{}\n", sources.display()))
+        .with_context(|| format!("cannot write {}", link.display()))
 }
 
 /// A folder with the oldest transformers that the recorders support, and what must differ with it.
