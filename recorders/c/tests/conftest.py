@@ -26,7 +26,7 @@ def pytest_addoption(parser):
     root = HERE.parents[2]
     parser.addoption("--firstdiff", default=str(root / "target" / "release" / "firstdiff"), help="the binary under test")
     parser.addoption("--models", help="not needed here")
-    parser.addoption("--kills", type=int, default=25, help="how often each writer is killed")
+    parser.addoption("--kills", type=int, default=200, help="how often each writer is killed")
     parser.addoption("--seed", type=int, default=0, help="of the times at which writers are killed")
 
 
