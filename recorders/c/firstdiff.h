@@ -31,8 +31,13 @@
    - Any thread may call, in any order between firstdiff_begin and firstdiff_end; functions of a device may not call back.
      A child made by fork records nothing.
    - A call has read its tensor when it returns, but for firstdiff_defer and firstdiff_reserve. */
-#if defined(FIRSTDIFF_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
+#ifdef FIRSTDIFF_IMPLEMENTATION
+#ifndef _FILE_OFFSET_BITS
 #define _FILE_OFFSET_BITS 64
+#endif
+#if defined(__STRICT_ANSI__) && !defined(_POSIX_C_SOURCE)       /* -std=c99 alone hides masks of signals */
+#define _POSIX_C_SOURCE 200809L
+#endif
 #endif
 #ifndef FIRSTDIFF_H
 #define FIRSTDIFF_H
@@ -199,6 +204,7 @@ static inline const firstdiff_device *firstdiff_cuda(void) {
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -415,19 +421,21 @@ static int firstdiff_seek_(int file, uint64_t at) {
 static int firstdiff_put_(int file, uint64_t at, const void *bytes, size_t size) {
     const unsigned char *from = (const unsigned char *)bytes;
     struct rlimit limit;
-    if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur != RLIM_INFINITY && at + size > (uint64_t)limit.rlim_cur) {
-        errno = EFBIG;
-        return 0;
-    }
     if (!firstdiff_seek_(file, at)) return 0;
     while (size) {
-        ssize_t n = write(file, from, size < ((size_t)1 << 30) ? size : (size_t)1 << 30);
+        ssize_t n;
+        if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur != RLIM_INFINITY && at + size > (uint64_t)limit.rlim_cur) {
+            errno = EFBIG;
+            return 0;
+        }
+        n = write(file, from, size < ((size_t)1 << 30) ? size : (size_t)1 << 30);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) {
             if (!n) errno = ENOSPC;
             return 0;
         }
         from += n;
+        at += (uint64_t)n;
         size -= (size_t)n;
     }
     return 1;
@@ -1075,6 +1083,9 @@ static int firstdiff_select_(firstdiff_trace *t, const firstdiff_options *o) {
 
 /* Locks and the writer thread. */
 static int firstdiff_start_(firstdiff_trace *t, const firstdiff_options *o) {
+#ifndef FIRSTDIFF_NO_THREADS
+    sigset_t all, before;
+#endif
     t->chunk_size = FIRSTDIFF_CHUNK_;
 #ifndef FIRSTDIFF_NO_THREADS
     if (pthread_mutex_init(&t->calls, NULL)) return 0;
@@ -1091,7 +1102,13 @@ static int firstdiff_start_(firstdiff_trace *t, const firstdiff_options *o) {
         if (t->most_buffers < 4) t->most_buffers = 4;
         t->spare = (unsigned char **)calloc(t->most_buffers, sizeof *t->spare);
         t->threaded = 1;
-        if (t->spare && !pthread_create(&t->thread, NULL, firstdiff_writer_, t)) return 1;
+        /* signals are the engine's: none is to be handled in this thread */
+        (void)sigfillset(&all);
+        if (!pthread_sigmask(SIG_SETMASK, &all, &before)) {
+            int started = t->spare && !pthread_create(&t->thread, NULL, firstdiff_writer_, t);
+            (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+            if (started) return 1;
+        }
         t->threaded = 0;
         (void)pthread_cond_destroy(&t->changed);
         (void)pthread_mutex_destroy(&t->queue);

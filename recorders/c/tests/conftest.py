@@ -58,6 +58,7 @@ class Recorder:
             env={**os.environ, **environment}, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
         )
         assert done.returncode == code, f"{case}: exit {done.returncode}\n{done.stderr[-4000:]}"
+        self.stdout = done.stdout
         return done.stderr
 
 

@@ -1,22 +1,42 @@
 /* The cases of test_header.py: `record CASE FOLDER` does one, and ends with 0 where the calls behaved. What was written is
    read back by the test. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
 #undef NDEBUG
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
+#include <sys/select.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifdef __cplusplus
+#define ZERO {}
+#else
+#define ZERO {0}
+#endif
+
 /* A disk that is slow, interrupted, and where `disk_room` is not negative, full once so many bytes were written. */
 static long disk_room = -1;
+static int disk_pause;                           /* microseconds for each call */
+static int disk_sparse;                          /* blocks of zeros become holes */
 static ssize_t disk(int file, const void *bytes, size_t size) {
     static int calls;
     ssize_t n;
     if (++calls % 5 == 0) { errno = EINTR; return -1; }
     if (calls % 2 && size > 1) size = (size + 1) / 2;
+    if (disk_pause) {
+        struct timeval pause = ZERO;
+        pause.tv_usec = disk_pause;
+        (void)select(0, NULL, NULL, NULL, &pause);
+    }
     if (!disk_room) { errno = ENOSPC; return -1; }
     if (disk_room > 0 && (size_t)disk_room < size) size = (size_t)disk_room;
+    if (disk_sparse && size > 4096 && !*(const char *)bytes && !memcmp(bytes, (const char *)bytes + 1, size - 1))
+        return lseek(file, (off_t)size, SEEK_CUR) < 0 ? -1 : (ssize_t)size;
     n = write(file, bytes, size);
     if (disk_room > 0 && n > 0) disk_room -= (long)n;
     return n;
@@ -25,12 +45,6 @@ static ssize_t disk(int file, const void *bytes, size_t size) {
 #define FIRSTDIFF_IMPLEMENTATION
 #include "../firstdiff.h"
 #undef write
-
-#ifdef __cplusplus
-#define ZERO {}
-#else
-#define ZERO {0}
-#endif
 
 static const int64_t IDS[4] = {5, 6, 7, 8};
 
@@ -531,22 +545,46 @@ static void many(const char *folder) {
     ended(t);
 }
 
-/* Beyond 4 GiB, which the test reads at its end; sparse memory, so of zeros but for the last element. */
+/* Beyond 4 GiB: zeros, which take no room on this disk, with a last row and a second tensor that are none. */
 static void large(const char *folder) {
-    size_t rows = 70000, columns = 16384, i;
-    float *x = (float *)calloc(columns, sizeof *x);
+    const int64_t whole[2] = {70000, 16384};
+    int64_t at[2] = {0, 0};
+    static float zeros[16384], x[16384];
     firstdiff_trace *t = begun(folder, 1);
-    int64_t shape[2];
-    firstdiff_view v;
-    for (i = 0; i < columns; i++) x[i] = (float)i;
-    shape[0] = (int64_t)rows;
-    shape[1] = (int64_t)columns;
-    v = firstdiff_dense(FIRSTDIFF_F32, x, 2, shape);
+    firstdiff_view v = firstdiff_dense(FIRSTDIFF_F32, zeros, 2, whole);
+    disk_sparse = 1;
+    fill(x, 16384, 0);
+    v.shape[0]--;
     v.strides[0] = 0;
-    firstdiff_record(t, 0, "out", &v);
+    firstdiff_piece(t, 0, "out", &v, at, whole);
+    at[0] = whole[0] - 1;
+    v.shape[0] = 1;
+    v.data = x;
+    firstdiff_piece(t, 0, "out", &v, at, whole);
     firstdiff_matrix(t, 1, "out", FIRSTDIFF_F32, x, 1, 10);
     ended(t);
-    free(x);
+}
+
+/* 80 MB by way of a slow disk: what waits to be written stays within the bound, with a chunk and a stack beside it. */
+static void bounded(const char *folder) {
+    static float x[1 << 19];
+    firstdiff_options o = plain();
+    firstdiff_trace *t;
+    struct rusage before, after;
+    int step, layer;
+    fill(x, sizeof x / sizeof *x, 0);
+    assert(!getrusage(RUSAGE_SELF, &before));
+    disk_pause = 300;
+    t = firstdiff_open(folder, &o);
+    assert(t);
+    for (step = 0; step < 10; step++) {
+        firstdiff_begin(t, IDS, 2, NULL, NULL);
+        for (layer = 0; layer < 4; layer++) firstdiff_matrix(t, layer, "out", FIRSTDIFF_F32, x, 2, 1 << 18);
+        firstdiff_end(t);
+    }
+    ended(t);
+    assert(!getrusage(RUSAGE_SELF, &after));
+    printf("%ld\n", after.ru_maxrss - before.ru_maxrss);
 }
 
 #ifndef FIRSTDIFF_NO_THREADS
@@ -565,6 +603,31 @@ static void *taps(void *p) {
     firstdiff_piece(shared, 0, "out", &v, at, whole);
     return NULL;
 }
+static volatile sig_atomic_t signals;
+static void count_signal(int number) { signals += number == SIGUSR1; }
+
+/* The engine holds a signal back in its threads; the writer thread does not take it instead. */
+static void masked(const char *folder) {
+    struct sigaction action;
+    sigset_t one;
+    firstdiff_options o = plain();
+    firstdiff_trace *t;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = count_signal;
+    assert(!sigaction(SIGUSR1, &action, NULL));
+    t = firstdiff_open(folder, &o);
+    assert(t);
+    sigemptyset(&one);
+    sigaddset(&one, SIGUSR1);
+    assert(!pthread_sigmask(SIG_BLOCK, &one, NULL));
+    assert(!kill(getpid(), SIGUSR1));
+    firstdiff_begin(t, IDS, 1, NULL, NULL);
+    ended(t);
+    assert(!signals);
+    assert(!pthread_sigmask(SIG_UNBLOCK, &one, NULL));
+    assert(signals == 1);
+}
+
 static void *closing(void *p) { firstdiff_close(shared, 1); return p; }
 
 static void threads(const char *folder) {
@@ -592,8 +655,9 @@ int main(int argc, char **argv) {
         {"layouts", layouts}, {"pieces", pieces}, {"described", described}, {"selected", selected}, {"copying", copying},
         {"failing_copy", failing_copy}, {"graphs", graphs}, {"failing_wait", failing_wait}, {"full", full}, {"killed", killed},
         {"nothing", nothing}, {"ranks", ranks}, {"many", many}, {"large", large},
+        {"bounded", bounded},
 #ifndef FIRSTDIFF_NO_THREADS
-        {"threads", threads},
+        {"threads", threads}, {"masked", masked},
 #endif
     };
     size_t i;

@@ -1,8 +1,13 @@
 """firstdiff.h as C99, C++17, without threads and under sanitizers; what it wrote is read with the official library."""
 
+import os
+import re
+import subprocess
+
 import numpy as np
 import pytest
-from conftest import BUILDS, about, steps
+from conftest import BUILDS, HERE, about, compiled, steps
+from safetensors import safe_open
 
 WRITER = 300_000  # bytes: less than one step of most cases, so that callers have to wait
 ONE_LINE = "firstdiff: recording stopped after"
@@ -235,16 +240,30 @@ def test_a_header_that_outgrows_its_room_moves_the_data(record, writer, tmp_path
             assert np.array_equal(found, numbers(1, size, first=layer + number)), (number, layer)
 
 
-def test_a_step_may_be_larger_than_four_gibibytes(built, tmp_path):
-    built("c99")("large", tmp_path / "t")
-    from safetensors import safe_open
-
+def test_a_step_may_be_larger_than_four_gibibytes(built, writer, tmp_path):
+    built("c99")("large", tmp_path / "t", writer=writer)
     file = tmp_path / "t" / "step-000000.safetensors"
-    assert file.stat().st_size > 1 << 32
+    assert file.stat().st_size > 1 << 32 and file.stat().st_blocks * 512 < 1 << 24  # of holes
     with safe_open(file, "np") as step:
-        assert np.array_equal(step.get_slice("layers.0.out")[69_999:], numbers(1, 16384))
+        last = step.get_slice("layers.0.out")[69_998:]
+        assert np.array_equal(last, np.stack([np.zeros(16384, np.float32), numbers(16384)]))
         assert np.array_equal(step.get_tensor("layers.1.out"), numbers(1, 10))
-    file.unlink()
+
+
+@pytest.mark.parametrize("build", ["c99", "c++17"])
+def test_the_writer_thread_takes_no_signals(build, built, tmp_path):
+    built(build)("masked", tmp_path / "t", writer=WRITER)
+    assert len(steps(tmp_path / "t")) == 1
+
+
+@pytest.mark.parametrize("writer", [0, 1 << 20, 8 << 20])
+def test_memory_stays_within_the_bound_of_the_writer_thread(writer, built, tmp_path):
+    """ru_maxrss is in kB. Beside the bound: one chunk where the call writes, and what a thread's stack and the library take."""
+    recorder = built("c99")
+    recorder("bounded", tmp_path / "t", writer=writer)
+    assert int(recorder.stdout) <= writer / 1024 + 1024 + 1024
+    found = steps(tmp_path / "t")
+    assert len(found) == 10 and all(np.array_equal(step["layers.3.out"], numbers(2, 1 << 18)) for step in found)
 
 
 @pytest.mark.parametrize("build", [build for build in BUILDS if "without" not in build])
@@ -258,3 +277,28 @@ def test_eight_threads_record_one_step(build, built, writer, tmp_path):
             assert np.array_equal(step[f"layers.{layer}.up_proj"], numbers(4, 16, first=layer // 40 * 100 + layer % 40)), layer
         expected = numbers(64) + 39 + 100 * np.arange(8, dtype=np.float32)[:, None]
         assert np.array_equal(step["layers.0.out"], expected)
+
+
+@pytest.mark.parametrize("build", ["c99", "address-and-undefined", "c99-without-threads"])
+def test_the_example_of_the_readme_records(build, tmp_path):
+    text = (HERE.parent / "README.md").read_text()
+    source = tmp_path / "engine.c"
+    source.write_text(text.split("```c\n")[1].split("```")[0])
+    (tmp_path / "firstdiff.h").write_bytes((HERE.parent / "firstdiff.h").read_bytes())
+    engine = compiled(tmp_path, build, source)
+    for trace in ({}, {"FIRSTDIFF_TRACE": str(tmp_path / "t")}):
+        done = subprocess.run([engine], capture_output=True, text=True, env={**os.environ, **trace})
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (found,) = steps(tmp_path / "t")
+    assert_same(found, {
+        "token_ids": np.array([5, 6, 7]), "sampled": np.array([42]), "embed": np.zeros((3, 4), np.float32),
+        "layers.0.q_rope": np.zeros((3, 2, 2), np.float32), "layers.0.out": np.zeros((3, 4), np.float32),
+    })
+
+
+def test_every_function_of_the_header_is_called_by_a_test():
+    header = (HERE.parent / "firstdiff.h").read_text().split("#endif /* FIRSTDIFF_CUDA */")[0]
+    declared = set(re.findall(r"\b(firstdiff_[a-z0-9_]*[a-z0-9])\(", header)) - {"firstdiff_cuda"}
+    assert len(declared) > 20
+    called = (HERE / "record.c").read_text()
+    assert [name for name in sorted(declared) if f"{name}(" not in called] == []
