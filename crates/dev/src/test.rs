@@ -32,6 +32,7 @@ const SUITES: &[(&str, &str, bool)] = &[
     (RECORDERS, "the recorders, against real transformers and llama.cpp", true),
     ("crates/checkpoint/tests/python", "dequantisation and tokenizers, against gguf and llama.cpp", false),
     ("crates/engine/tests/python", "the choice of tokens, against transformers", false),
+    ("recorders/c/tests", "the C header under sanitizers, and writers that are killed", false),
     ("tests", "the program, end to end", false),
 ];
 
@@ -65,7 +66,7 @@ pub fn run(c: &Test) -> Result<()> {
         let mut pytest = pytest(&interpreter, *beside);
         pytest.arg(folder).arg("--models").arg(&models);
         match *folder {
-            "tests" => pytest.arg("--firstdiff").arg(release.join("firstdiff")),
+            "tests" | "recorders/c/tests" => pytest.arg("--firstdiff").arg(release.join("firstdiff")),
             "crates/checkpoint/tests/python" | "crates/engine/tests/python" => {
                 pytest.arg("--firstdiff-target").arg(&release)
             }
