@@ -41,6 +41,19 @@ def describe(model: Any, implementation: str) -> dict[str, Any]:
     }
 
 
+def sizes(config: Any) -> dict[str, int]:
+    """What the letters of docs/TRACE.md's axes stand for, as far as the configuration says."""
+    names = {"d": ("hidden_size",), "H": ("num_attention_heads",), "Hkv": ("num_key_value_heads",), "D": ("head_dim",),
+             "F": ("intermediate_size",), "V": ("vocab_size",), "E": ("num_experts", "num_local_experts", "n_routed_experts"),
+             "k": ("num_experts_per_tok",)}
+    found = {letter: next((n for name in keys if isinstance(n := getattr(config, name, None), int)), None)
+             for letter, keys in names.items()}
+    if found["D"] is None and found["d"] and found["H"]:
+        found["D"] = found["d"] // found["H"]
+    found["Hkv"] = found["Hkv"] or found["H"]
+    return {letter: number for letter, number in found.items() if number is not None}
+
+
 def sampling(model: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "num_beams",
              "no_repeat_ngram_size", "min_new_tokens", "min_length", "guidance_scale")

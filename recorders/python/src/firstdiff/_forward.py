@@ -24,6 +24,7 @@ class Forward:
     key_positions: Optional[torch.Tensor] = None  # [B, past + T]
     records: Optional[torch.Tensor] = None  # [B, past + T]: see Caches
     sampled: Optional[list[int]] = None  # of each row of the batch, -1 for none
+    wanted: bool = True  # whether its taps are asked for, beside its tokens
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
     thread: int = field(default_factory=threading.get_ident)
 

@@ -110,6 +110,22 @@ def classify(operation: str, name: str, first: str, second: str) -> Optional[Nod
     return None
 
 
+def recorded(architecture: str) -> list[str]:
+    """The taps that models of an architecture show, without their layers."""
+    absent = set()
+    if not architecture.endswith("moe"):
+        absent |= {"router_logits", "router_scores", "router_topk", "router_weights", "experts_out"}
+    else:
+        absent |= {"gate_proj", "up_proj", "mlp_act", "mlp_out"}
+    if architecture not in ("qwen3", "qwen3moe", "gemma3"):
+        absent |= {"q_norm", "k_norm"}
+    if architecture != "gemma3":
+        absent |= {"attn_post_norm", "mlp_post_norm"}
+    tables = (_PRODUCTS, _NORMS, _INPUTS, _SUMS, _ROUTING, _ROPES)
+    names = {tap for table in tables for tap in table.values()} - absent
+    return sorted(names | {"embed", "k_cache", "v_cache", "attn_scores", "attn_probs", "final_norm", "logits"})
+
+
 class Evaluation:
     """One evaluation of the graph: what was taken from its nodes so far."""
 

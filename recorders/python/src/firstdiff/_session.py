@@ -1,32 +1,14 @@
-"""What every recorder shares: which taps are wanted, one pending step, and never breaking the engine."""
+"""What every recorder shares: one pending step, where a trace ends, and never breaking the engine."""
 
 from __future__ import annotations
 
-import fnmatch
-import re
 import threading
 import warnings
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Callable, Iterable, Mapping, Optional, Union
+from typing import Any, Callable, Mapping, Optional, Union
 
-from .trace import Array, TraceRefused, Writer
-
-
-class Selection:
-    """The taps asked for: None for all, else globs such as `layers.*.out`."""
-
-    def __init__(self, globs: Optional[Iterable[str]]) -> None:
-        if isinstance(globs, str):
-            globs = [globs]
-        self._pattern = None if globs is None else re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
-        self.wants = lru_cache(maxsize=None)(self._wants)
-
-    def _wants(self, tap: str) -> bool:
-        return self._pattern is None or self._pattern.match(tap) is not None
-
-    def wants_any(self, taps: Iterable[str]) -> bool:
-        return any(self.wants(tap) for tap in taps)
+from ._selection import Selection, say, show_size
+from .trace import Array, TraceRefused, Writer, size_of
 
 
 class Refused(Exception):
@@ -51,9 +33,12 @@ class RecorderWarning(UserWarning):
 class Session:
     """A Writer that gives up quietly: the first failure is warned about once, and recording ends there."""
 
-    def __init__(self, open_writer: Callable[[], Writer]) -> None:
+    def __init__(self, open_writer: Callable[[], Writer], selection: Optional[Selection] = None) -> None:
         self.writer: Optional[Writer] = None
         self.alive = True
+        self._selection = selection or Selection()
+        self._finished = False  # whether recording ended because everything that was asked for is there
+        self._cut = False  # whether the trace ends before the run does for want of room
         self._failing = threading.Lock()
         self._notes: dict[str, None] = {}
         self.guard(lambda: setattr(self, "writer", open_writer()), but=TraceRefused)
@@ -95,9 +80,43 @@ class Session:
 
     def write(self, step: Step, taps: Mapping[str, Array]) -> None:
         assert self.writer is not None
+        if not self.alive or self._ends_before(taps):
+            return
         self.writer.step(
             step.token_ids, taps, positions=step.positions, sequence=step.sequence, sampled=step.sampled
         )
+
+    def _ends_before(self, taps: Mapping[str, Array]) -> bool:
+        """Whether the next step has no place in the trace: it was not asked for, or is one too many."""
+        if self._selection.is_past(self.writer.steps):
+            self.finish()
+            return True
+        if self._selection.max_bytes is None:
+            return False
+        size = size_of(taps)
+        if self._selection.has_room(self.writer.bytes, size):
+            return False
+        self._cut = True
+        limit = f"max_bytes is {show_size(self._selection.max_bytes)}"
+        if not self.writer.steps:
+            self.fail(f"the first step takes {show_size(size)}, and {limit}; record fewer taps or layers")
+        else:
+            self.finish(
+                f"recording stops after {self.writer.steps} steps ({show_size(self.writer.bytes)}): the next one takes "
+                f"{show_size(size)}, and {limit}. The trace is valid; the engine goes on"
+            )
+        return True
+
+    def finish(self, why: str = "") -> None:
+        """Ends the recording as was asked for: not a failure."""
+        with self._failing:
+            if not self.alive:
+                return
+            self.alive = False
+            self._finished = True
+        if why:
+            self.note(why)
+            say(why)
 
     def close(self, *, complete: bool, nothing: str) -> None:
         """Ends the trace. Without a single step there is none, and `nothing` says what may be the reason."""
@@ -112,7 +131,7 @@ class Session:
             return
         if self._notes:
             self.writer.update(notes=list(self._notes))
-        complete = complete and self.alive
+        complete = complete and (self.alive or (self._finished and not self._cut))
         try:
             self.writer.close(complete=complete)
         except Exception as error:

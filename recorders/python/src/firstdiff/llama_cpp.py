@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, Callable, Iterable, Iterator, Optional
+from typing import Any, Iterable, Optional, Union
 
 import llama_cpp
 from llama_cpp import _internals
 
-from . import __version__, _ggml
-from ._ggml_taps import Evaluation, Node, classify
-from ._session import RecorderWarning, Selection, Session, Step
-from .trace import Writer
+from . import _ggml
+from ._ggml_taps import Evaluation, Node, classify, recorded
+from ._recorder import BaseRecorder
+from ._selection import Numbers
+from ._session import RecorderWarning, Step
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
@@ -35,26 +35,22 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gemma3")
 _FAMILIES = {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}  # where the checkpoint calls itself otherwise
 
 
-@contextmanager
 def record(
     llama: "llama_cpp.Llama",
     path: Any,
     *,
-    taps: Optional[Iterable[str]] = None,
+    layers: Numbers = None,
+    taps: Union[str, Iterable[str], None] = None,
+    steps: Numbers = None,
+    max_bytes: Union[str, int, None] = None,
     overwrite: bool = False,
-) -> Iterator["Recorder"]:
+) -> "Recorder":
     """Writes a trace of every graph that `llama` evaluates inside the `with` block, one step per (micro)batch.
 
-    `taps` are globs over tap names (`layers.*.out`, `logits`), None for all; `overwrite=True` replaces an older trace.
+    `layers` and `steps` are numbers and ranges (`"0-3,7"`), `taps` patterns over tap names (`layers.*.out`, `logits`); None
+    is all. The trace grows no larger than `max_bytes` (`"2GB"`). `overwrite=True` replaces an older trace.
     """
-    recorder = Recorder(llama, path, Selection(taps), overwrite)
-    complete = False
-    try:
-        recorder.attach()
-        yield recorder
-        complete = True
-    finally:
-        recorder.close(complete)
+    return Recorder(llama, path, layers=layers, taps=taps, steps=steps, max_bytes=max_bytes, overwrite=overwrite)
 
 
 class _Context(_internals.LlamaContext):
@@ -71,10 +67,13 @@ class _Context(_internals.LlamaContext):
             self.recorder.decoded(whole)
 
 
-class Recorder:
+class Recorder(BaseRecorder):
     """The second context of one `record` block, and its callback."""
 
-    def __init__(self, llama: Any, path: Any, selection: Selection, overwrite: bool) -> None:
+    producer = "firstdiff.llama_cpp"
+    nothing = "llama.cpp evaluated nothing inside the block"
+
+    def __init__(self, llama: Any, path: Any, **selection: Any) -> None:
         architecture = getattr(llama, "metadata", {}).get("general.architecture")
         if architecture not in ARCHITECTURES:
             raise TypeError(f"firstdiff.llama_cpp records {', '.join(ARCHITECTURES)}; this model is {architecture}")
@@ -83,38 +82,38 @@ class Recorder:
         if isinstance(llama._ctx, _Context):
             raise TypeError("this Llama is being recorded already; end that recording before the next one begins")
         _ggml.check_layout()
+        super().__init__(path, **selection)
         self.llama = llama
-        self.wants = selection.wants
-        self.session = Session(
-            lambda: Writer(
-                path,
-                producer={"name": "firstdiff.llama_cpp", "version": __version__},
-                overwrite=overwrite,
-                **_describe(llama, architecture),
-            )
-        )
+        self._architecture = architecture
         self._heads = int(llama.metadata[f"{architecture}.attention.head_count"])
         width = int(llama.metadata[f"{architecture}.embedding_length"])
         self._head_size = int(llama.metadata.get(f"{architecture}.attention.key_length", width // self._heads))
         self._interleaved = architecture == "llama"
-        self._undo: list[Callable[[], Any]] = []
         self._now: Optional[Evaluation] = None
         self._pending: Optional[Step] = None  # written once the token chosen after it is known
         self._cell_of: dict[int, int] = {}
         self._sequence = -1
         self._weights: dict[int, set[str]] = {}
         self._checked = False
+        self._wanted = True  # whether the step that is computed now is asked for, beside its tokens
         self._interrupted: Optional[BaseException] = None
 
-    @property
-    def steps(self) -> int:
-        """Steps on disk so far."""
-        return self.session.writer.steps if self.session.writer else 0
+    def _describe(self) -> dict[str, Any]:
+        return _describe(self.llama, self._architecture)
+
+    def _announce(self) -> None:
+        number = lambda key, default=0: int(self.llama.metadata.get(f"{self._architecture}.{key}", default))
+        sizes = {
+            "d": number("embedding_length"), "F": number("expert_feed_forward_length", number("feed_forward_length")),
+            "H": self._heads, "Hkv": number("attention.head_count_kv", self._heads), "D": self._head_size,
+            "V": self.llama.n_vocab(), "E": number("expert_count"), "k": number("expert_used_count"),
+        }  # fmt: skip
+        rows = None if self.llama._logits_all else 1
+        self.selection.announce(
+            recorded(self._architecture), sizes, number("block_count"), prompt=self.prompt, new=self.new, logits=rows
+        )
 
     # ---- on and off -------------------------------------------------------------------------------------------
-
-    def attach(self) -> None:
-        self.session.guard(self._attach)
 
     def _attach(self) -> None:
         llama = self.llama
@@ -147,15 +146,10 @@ class Recorder:
         llama.sample = sampled
         self._undo.append(restore)
 
-    def close(self, complete: bool) -> None:
-        """Gives `llama` its own context back and ends the trace."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+    def _last(self) -> None:
         self._now = None
-        self.session.guard(self._flush)
-        self.session.guard(self._describe_weights)
-        self.session.close(complete=complete, nothing="llama.cpp evaluated nothing inside the block")
+        self._flush()
+        self._describe_weights()
 
     # ---- the callback -----------------------------------------------------------------------------------------
 
@@ -166,7 +160,9 @@ class Recorder:
         try:
             node, tensor = self._node(pointer)
             if ask:
-                return node is not None and (not node.taps or node.kind in _ALWAYS or any(map(self.wants, node.taps)))
+                return node is not None and (
+                    not node.taps or node.kind in _ALWAYS or (self._wanted and any(map(self.wants, node.taps)))
+                )
             if node is not None:
                 self._show(node, tensor)
         except Exception as error:
@@ -186,7 +182,13 @@ class Recorder:
     def _show(self, node: Node, tensor: _ggml.Tensor) -> None:
         if node.kind == "tokens":
             self._end()  # a prompt longer than n_ubatch is evaluated in several graphs
-            self._now = Evaluation(self.wants, self.session, self._cell_of)
+            number = self.steps + (self._pending is not None)
+            if self.selection.is_past(number):
+                self._flush()
+                self.session.finish()
+                return
+            self._wanted = self.selection.wants_step(number)
+            self._now = Evaluation(self.wants if self._wanted else _nothing, self.session, self._cell_of)
         if self._now is not None:
             self._now.take(node, tensor)
 
@@ -241,6 +243,10 @@ class Recorder:
 
 # these carry token ids and positions, without which there is no step, or the place of keys in the cache
 _ALWAYS = ("tokens", "rotated")
+
+
+def _nothing(_tap: str) -> bool:
+    return False
 
 
 def _describe(llama: Any, architecture: str) -> dict[str, Any]:

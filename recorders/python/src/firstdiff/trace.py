@@ -67,8 +67,13 @@ def _tensor(name: str, value: Array) -> tuple[str, tuple[int, ...], memoryview]:
     return dtype, shape, view.cast("B") if view.nbytes else memoryview(b"")
 
 
-def write_safetensors(path: Union[str, os.PathLike], tensors: Mapping[str, Array]) -> None:
-    """Writes the tensors to `path` through a temporary name: the file is whole or absent."""
+def size_of(tensors: Mapping[str, Array]) -> int:
+    """Bytes of a file with these tensors, without its header: some hundred bytes a tensor."""
+    return sum(_tensor(name, value)[2].nbytes for name, value in tensors.items())
+
+
+def write_safetensors(path: Union[str, os.PathLike], tensors: Mapping[str, Array]) -> int:
+    """Writes the tensors to `path` through a temporary name: the file is whole or absent. Returns its size in bytes."""
     ready = {name: _tensor(name, value) for name, value in tensors.items()}
     # widest elements first, so that each tensor is aligned to its own element
     order = sorted(ready, key=lambda name: (-_SIZES[ready[name][0]], name))
@@ -81,6 +86,7 @@ def write_safetensors(path: Union[str, os.PathLike], tensors: Mapping[str, Array
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     _write_whole(Path(path), [len(text).to_bytes(8, "little"), text, *(ready[name][2] for name in order)])
+    return 8 + len(text) + offset
 
 
 def _write_whole(path: Path, parts: Sequence[Any]) -> None:
@@ -111,6 +117,7 @@ class Writer:
     ) -> None:
         self.path = Path(path)
         self.steps = 0
+        self.bytes = 0  # of the steps on disk
         self._closed = False
         self._metadata: dict[str, Any] = {"format": FORMAT, "producer": dict(producer), **metadata, "complete": False}
         self._made_folder = not self.path.is_dir()
@@ -162,7 +169,7 @@ class Writer:
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: reserved, not a tap")
         file = self.path / f"step-{self.steps:06d}.safetensors"
-        write_safetensors(file, {**tensors, **taps})
+        self.bytes += write_safetensors(file, {**tensors, **taps})
         self.steps += 1
         return file
 

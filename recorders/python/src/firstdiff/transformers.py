@@ -22,20 +22,22 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from contextlib import contextmanager
-from typing import Any, Callable, Iterable, Iterator, Optional, Union
+from typing import Any, Callable, Iterable, Optional, Union
 
 import torch
 from torch import nn
 
-from . import __version__, _cache, _deepseek_v4
+from . import _cache, _deepseek_v4
 from ._attention import ProductWatcher, ScoreWatcher, watch
-from ._describe import DTYPES, describe, sampling
+from ._describe import DTYPES, describe, sampling, sizes
 from ._forward import Forward, by_name, is_one_sequence, read_call, rows_of
 from ._generate import Generation, Turn, setting
-from ._session import RecorderWarning, Refused, Selection, Session, Step
+from ._recorder import BaseRecorder
+from ._selection import Numbers
+from ._session import RecorderWarning, Refused, Step
+from ._taps import split
 from ._wrap import around
-from .trace import Array, Raw, Writer
+from .trace import Array, Raw
 
 __all__ = ["Recorder", "RecorderWarning", "record"]
 
@@ -50,37 +52,38 @@ _TWO_THREADS = "two threads called the model at the same time: only the calls of
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
 
 
-@contextmanager
 def record(
     model: nn.Module,
     path: Any,
     *,
-    taps: Optional[Iterable[str]] = None,
+    layers: Numbers = None,
+    taps: Union[str, Iterable[str], None] = None,
+    steps: Numbers = None,
+    max_bytes: Union[str, int, None] = None,
     attention: bool = True,
     overwrite: bool = False,
     tokenizer: Any = None,
-) -> Iterator["Recorder"]:
+) -> "Recorder":
     """Writes a trace of every call of `model` inside the `with` block.
 
-    `taps` are globs over tap names (`layers.*.out`, `logits`), None for all. `attention=False` leaves attention
-    functions alone: module outputs only. `overwrite=True` replaces an older trace. `tokenizer` only serves to
-    write the prompt's text into trace.json.
+    `layers` and `steps` are numbers and ranges (`"0-3,7"`), `taps` patterns over tap names (`layers.*.out`, `logits`); None
+    is all. The trace grows no larger than `max_bytes` (`"2GB"`). `attention=False` leaves attention functions alone: module
+    outputs only. `overwrite=True` replaces an older trace. `tokenizer` only serves to write the prompt's text into trace.json.
     """
-    recorder = Recorder(model, path, Selection(taps), attention, overwrite, tokenizer)
-    complete = False
-    try:
-        recorder.attach()
-        yield recorder
-        complete = True
-    finally:
-        recorder.close(complete)
+    return Recorder(
+        model, path, layers=layers, taps=taps, steps=steps, max_bytes=max_bytes, attention=attention, overwrite=overwrite,
+        tokenizer=tokenizer,
+    )  # fmt: skip
 
 
-class Recorder:
+class Recorder(BaseRecorder):
     """The hooks of one `record` block."""
 
+    producer = "firstdiff.transformers"
+    nothing = _NO_STEP
+
     def __init__(
-        self, model: Any, path: Any, selection: Selection, attention: bool, overwrite: bool, tokenizer: Any
+        self, model: Any, path: Any, *, attention: bool = True, tokenizer: Any = None, **selection: Any
     ) -> None:
         family = getattr(getattr(model, "config", None), "model_type", None)
         if family not in FAMILIES or not hasattr(getattr(model, "model", None), "layers"):
@@ -88,21 +91,11 @@ class Recorder:
                 f"firstdiff.transformers records causal language models of {', '.join(FAMILIES)}; "
                 f"this is {type(model).__name__} ({family})"
             )
+        super().__init__(path, **selection)
         self.model = model
         self.tokenizer = tokenizer
-        self.wants = selection.wants
-        self.wants_any = selection.wants_any
         self.attention = attention
         self.implementation = model.config._attn_implementation or "eager"
-        self.session = Session(
-            lambda: Writer(
-                path,
-                producer={"name": "firstdiff.transformers", "version": __version__},
-                overwrite=overwrite,
-                **describe(model, self.implementation),
-            )
-        )
-        self._undo: list[Callable[[], Any]] = []
         self._layers = model.config.num_hidden_layers
         self._running: Optional[Forward] = None  # the call that runs now
         self._pending: Optional[Forward] = None  # a finished call whose sampled token is not known yet
@@ -112,25 +105,32 @@ class Recorder:
         self._caches = _cache.Caches()
         self._saw_compiling = False
         self._hooked = False  # whether every call must show the output of some module
+        self._taken: dict[str, None] = {}  # the taps that are hooked, without their layers
         self._formats: dict[str, set[str]] = {}  # taps, their layers as `*` -> in which formats they were held
 
+    def _describe(self) -> dict[str, Any]:
+        return describe(self.model, self.implementation)
+
+    def _announce(self) -> None:
+        rows = None if self.new is None else 1  # generate asks for the last row of the prompt's logits alone
+        self.selection.announce(
+            self._taken, sizes(self.model.config), self._layers, element=self.model.dtype.itemsize,
+            prompt=self.prompt, new=self.new, logits=rows,
+        )  # fmt: skip
+
     @property
-    def _current(self) -> Optional[Forward]:
+    def _here(self) -> Optional[Forward]:
         """The call that runs now, in this thread."""
         call = self._running
         return call if call is not None and call.thread == threading.get_ident() else None
 
     @property
-    def steps(self) -> int:
-        """Steps on disk so far."""
-        return self.session.writer.steps if self.session.writer else 0
+    def _current(self) -> Optional[Forward]:
+        """The same, where its taps are asked for."""
+        call = self._here
+        return call if call is not None and call.wanted else None
 
     # ---- hooks on and off -------------------------------------------------------------------------------------
-
-    def attach(self) -> None:
-        self.session.guard(self._attach)
-        if not self.session.alive:
-            self._detach()
 
     def _attach(self) -> None:
         model, config = self.model, self.model.config
@@ -138,6 +138,7 @@ class Recorder:
         if config.model_type == "deepseek_v4":
             self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
+            self._taken["logits"] = None
             _deepseek_v4.attach(self)
             self._wrap_generate()
             return
@@ -145,6 +146,7 @@ class Recorder:
         self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
         self._output(model.model.embed_tokens, "embed")
+        self._taken["logits"] = None
         for index, layer in enumerate(model.model.layers):
             at = f"layers.{index}."
             attn, mlp = layer.self_attn, layer.mlp
@@ -180,26 +182,30 @@ class Recorder:
             if any(self.wants(f"layers.{index}.{tap}") for tap in _ATTENTION_TAPS)
         ]
         if self.attention and watched:
+            shown = (tap for tap in _ATTENTION_TAPS if self.implementation == "eager" or tap not in ("attn_scores", "attn_probs"))
+            self._taken.update(dict.fromkeys(shown))
             self._undo.append(watch(self.implementation, watched, self._attend))
         self._wrap_generate()
 
-    def close(self, complete: bool) -> None:
-        """Puts the model back as it was and ends the trace."""
-        self._detach()
-        self.session.guard(self._flush)
-        self.session.guard(self._refuse_compiling)
-        self.session.guard(self._describe_formats)
-        self.session.close(complete=complete, nothing=_NO_STEP)
+    def _last(self) -> None:
+        self._flush()
+        self._refuse_compiling()
+        self._describe_formats()
 
     def _detach(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        super()._detach()
         self._unwatch_cache()
         self._running = None
 
+    def _hooks(self, tap: str) -> bool:
+        """Whether a tap is wanted; it then counts in the trace's size."""
+        wanted = self.wants(tap)
+        if wanted:
+            self._taken.setdefault(split(tap)[1])
+        return wanted
+
     def _output(self, module: nn.Module, tap: str) -> None:
-        if self.wants(tap):
+        if self._hooks(tap):
             self._hooked = True
 
             def hook(_module: nn.Module, _args: tuple, out: Any) -> None:
@@ -227,11 +233,11 @@ class Recorder:
         def summed(_module: nn.Module, _args: tuple, out: Any) -> None:
             self._take_rows(at + "experts_out", out)
 
-        if self.wants(logits):
+        if self._hooks(logits):
             self._undo.append(around(vars(mlp.gate), "forward", mlp.gate.forward, product))
-        if any(self.wants(tap) for tap in taps):
+        if any([self._hooks(tap) for tap in taps]):
             self._undo.append(mlp.gate.register_forward_hook(routed).remove)
-        if self.wants(at + "experts_out"):
+        if self._hooks(at + "experts_out"):
             self._undo.append(mlp.experts.register_forward_hook(summed).remove)
 
     def _take_rows(self, tap: str, value: torch.Tensor) -> None:
@@ -241,7 +247,7 @@ class Recorder:
 
     def _input(self, module: nn.Module, tap: str, heads: Optional[int] = None, groups: bool = False) -> None:
         """What a module is given; with `groups`, heads lie in groups."""
-        if self.wants(tap):
+        if self._hooks(tap):
 
             def hook(_module: nn.Module, args: tuple) -> None:
                 self._take(tap, args[0].flatten(-2) if groups else args[0], heads)
@@ -262,7 +268,7 @@ class Recorder:
         self._unwatch_cache()
         self._running = self.session.guard(lambda: self._start(by_name(module, args, kwargs)))
 
-    def _start(self, named: dict[str, Any]) -> Forward:
+    def _start(self, named: dict[str, Any]) -> Optional[Forward]:
         cache = _cache.given(named)
         call = read_call(named, cache)
         if call is None:
@@ -271,6 +277,10 @@ class Recorder:
             if self._generation is not None and call.continues(self._pending):
                 self._pending.sampled = self._generation.chosen(call.token_ids[:, 0].tolist())
             self._flush()
+        if self.selection.is_past(self.steps):
+            self.session.finish()
+            return None
+        call.wanted = self.selection.wants_step(self.steps)
         self._refuse_changes()
         _cache.refuse_quantised(cache)
         self._caches.begin(call)
@@ -283,7 +293,7 @@ class Recorder:
         """Runs after the model, also after one that raised; then there is no output and no step."""
         if torch.compiler.is_compiling():
             return
-        call = self._current
+        call = self._here
         if call is not None:
             self._unwatch_cache()
             self._running = None
@@ -292,9 +302,9 @@ class Recorder:
         self._turn.give("forward")
 
     def _finish(self, call: Forward, output: Any) -> None:
-        if not call.taps and self._hooked:
+        if not call.taps and self._hooked and call.wanted:
             raise Refused("the model ran, but nothing inside it was seen: its forward is compiled or replaced")
-        if self.wants("logits"):
+        if self.wants("logits") and call.wanted:
             logits = getattr(output, "logits", None)
             logits = output[0] if logits is None and isinstance(output, tuple) else logits
             if logits is not None:
