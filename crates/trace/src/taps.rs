@@ -32,7 +32,7 @@ pub struct Tap {
     /// Whether plain decoders have it.
     pub usual: bool,
     /// Other names: module paths of Hugging Face's models inside a layer (`self_attn.q_proj`), or of the whole model
-    /// (`embed_tokens`), and names of ggml's callback (`Qcur`).
+    /// (`embed_tokens`), names of ggml's callback (`Qcur`), and of the weights in GGUF files whose products they are (`attn_q`).
     pub aliases: &'static [&'static str],
 }
 
@@ -74,13 +74,13 @@ pub const TAPS: &[Tap] = &[
     branch("q_a_proj", "T,q rank", &["self_attn.q_a_proj"]),
     branch("q_a_norm", "T,q rank", &["self_attn.q_a_layernorm"]),
     branch("qkv_proj", "T,(H+2Hkv)*D", &["self_attn.qkv_proj"]),
-    branch("q_proj", "T,H*D", &["self_attn.q_proj", "self_attn.q_b_proj"]).usual(),
-    branch("k_proj", "T,Hkv*D", &["self_attn.k_proj"]).usual(),
-    branch("v_proj", "T,Hkv*D", &["self_attn.v_proj"]).usual(),
+    branch("q_proj", "T,H*D", &["self_attn.q_proj", "self_attn.q_b_proj", "attn_q"]).usual(),
+    branch("k_proj", "T,Hkv*D", &["self_attn.k_proj", "attn_k"]).usual(),
+    branch("v_proj", "T,Hkv*D", &["self_attn.v_proj", "attn_v"]).usual(),
     branch("kv_proj", "T,D", &[]),
     branch("kv_a_proj", "T,r+Dr", &["self_attn.kv_a_proj_with_mqa"]),
-    branch("q_norm", "T,H,D", &["self_attn.q_norm", "Qcur_normed"]).usual(),
-    branch("k_norm", "T,Hkv,D", &["self_attn.k_norm", "Kcur_normed"]).usual(),
+    branch("q_norm", "T,H,D", &["self_attn.q_norm", "Qcur_normed", "attn_q_norm"]).usual(),
+    branch("k_norm", "T,Hkv,D", &["self_attn.k_norm", "Kcur_normed", "attn_k_norm"]).usual(),
     branch("kv_norm", "T,D", &[]),
     branch("kv_a_norm", "T,r", &["self_attn.kv_a_layernorm"]),
     branch("q_rope", "T,H,D", &["Qcur"]).usual(),
@@ -147,8 +147,8 @@ pub const TAPS: &[Tap] = &[
     tap("ssm_out", "T,H,P", &[]),
     branch("ssm_state", "S,H,P,N", &[]),
     // Out of attention.
-    tap("attn_out", "T,d", &["self_attn.o_proj", "self_attn", "attn_out"]).usual(),
-    tap("attn_post_norm", "T,d", &["attn_post_norm"]).usual(),
+    tap("attn_out", "T,d", &["self_attn.o_proj", "self_attn", "attn_out", "attn_output"]).usual(),
+    tap("attn_post_norm", "T,d", &["attn_post_norm", "post_attention_norm"]).usual(),
     tap("attn_resid", "T,d", &["ffn_inp", "sa_out"]).usual(),
     branch("hc_ffn_norm", "T,n*d", &[]),
     branch("hc_ffn_proj", "T,(2+n)*n", &[]),
@@ -158,7 +158,7 @@ pub const TAPS: &[Tap] = &[
     tap("hc_ffn_in", "T,d", &[]),
     tap("mlp_norm", "T,d", &["pre_feedforward_layernorm", "ffn_norm"]).usual(),
     // The MLP.
-    branch("router_logits", "T,E", &["mlp.gate", "ffn_moe_logits"]).usual(),
+    branch("router_logits", "T,E", &["mlp.gate", "ffn_moe_logits", "ffn_gate_inp"]).usual(),
     branch("router_scores", "T,E", &["ffn_moe_probs"]),
     branch("router_topk", "T,k", &["ffn_moe_topk"]).usual(),
     branch("router_weights", "T,k", &["ffn_moe_weights_norm"]),
@@ -171,8 +171,8 @@ pub const TAPS: &[Tap] = &[
     branch("gate_proj", "T,F", &["mlp.gate_proj", "ffn_gate"]).usual(),
     branch("up_proj", "T,F", &["mlp.up_proj", "ffn_up"]).usual(),
     tap("mlp_act", "T,F", &["ffn_swiglu", "ffn_gate_par"]).usual(),
-    tap("mlp_out", "T,d", &["mlp.down_proj", "mlp", "ffn_out"]).usual(),
-    tap("mlp_post_norm", "T,d", &["post_feedforward_layernorm", "ffn_post_norm"]).usual(),
+    tap("mlp_out", "T,d", &["mlp.down_proj", "mlp", "ffn_out", "ffn_down"]).usual(),
+    tap("mlp_post_norm", "T,d", &["post_feedforward_layernorm", "ffn_post_norm", "post_ffw_norm"]).usual(),
     branch("ple_gate", "T,P", &["per_layer_input_gate"]),
     branch("ple_proj", "T,d", &["per_layer_projection"]),
     branch("ple_norm", "T,d", &["post_per_layer_input_norm"]),

@@ -25,25 +25,25 @@ import numpy as np
 
 from . import _ggml
 from ._session import Session
+from ._taps import INPUT_OF, split, tap_of
 
 _WEIGHT = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _CACHE = re.compile(r"cache_([kv])_l(\d+)\b")
 _NAMED = re.compile(r"(\w+)-(\d+)")
 
-_PRODUCTS = {
-    "attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "attn_out",
-    "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "mlp_out", "ffn_gate_inp": "router_logits",
+# which taps a node of an operation may be by its own name; other nodes of these operations bear the same names
+_NAMED_TAPS = {
+    "ADD": ("attn_resid", "out", "experts_out"),
+    "ROPE": ("q_rope", "k_rope"),
+    "SOFT_MAX": ("attn_probs", "router_scores"),
+    "VIEW": ("router_topk",),
+    "DIV": ("router_weights",),
 }
-_NORMS = {
-    "attn_norm": "attn_norm", "attn_q_norm": "q_norm", "attn_k_norm": "k_norm", "ffn_norm": "mlp_norm",
-    "post_attention_norm": "attn_post_norm", "post_ffw_norm": "mlp_post_norm",
+# the taps of products and norms, which are told apart by their weight
+_OF_WEIGHTS = {
+    "MUL_MAT": ("q_proj", "k_proj", "v_proj", "attn_out", "gate_proj", "up_proj", "mlp_out", "router_logits"),
+    "MUL": ("attn_norm", "q_norm", "k_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm"),
 }
-_INPUTS = {"attn_output": "attn_heads", "ffn_down": "mlp_act"}
-_SUMS = {"ffn_inp": "attn_resid", "sa_out": "attn_resid", "l_out": "out", "ffn_moe_out": "experts_out"}
-# of mixtures of experts: (operation, name) -> tap
-_ROUTING = {("SOFT_MAX", "ffn_moe_probs"): "router_scores", ("VIEW", "ffn_moe_topk"): "router_topk",
-            ("DIV", "ffn_moe_weights_norm"): "router_weights"}  # fmt: skip
-_ROPES = {"Qcur": "q_rope", "Kcur": "k_rope"}
 _LAST_ROWS = ("final_norm", "logits")
 
 
@@ -69,38 +69,22 @@ def classify(operation: str, name: str, first: str, second: str) -> Optional[Nod
             at = f"layers.{cache[2]}."
             return Node("scores", (at + "attn_scores", at + "k_cache")) if cache[1] == "k" else Node(
                 "values", (at + "v_cache",))
-        weight = _WEIGHT.fullmatch(first)
-        if weight and weight[2] in _PRODUCTS and weight[3] == "weight":
-            at = f"layers.{weight[1]}."
-            inputs = (at + _INPUTS[weight[2]],) if weight[2] in _INPUTS else ()
-            return Node("rows", (at + _PRODUCTS[weight[2]], *inputs))
-    if operation == "ADD":
-        bias = _WEIGHT.fullmatch(second)
-        if bias and bias[2] in _PRODUCTS and bias[3] == "bias":
-            return Node("rows", (f"layers.{bias[1]}.{_PRODUCTS[bias[2]]}",))
-        named = _NAMED.fullmatch(name)
-        if named and named[1] in _SUMS:
-            return Node("rows", (f"layers.{named[2]}.{_SUMS[named[1]]}",))
+        tap = _by_weight("MUL_MAT", first, "weight")
+        if tap:
+            given = INPUT_OF.get(split(tap)[1])
+            return Node("rows", (tap, tap.rsplit(".", 1)[0] + "." + given) if given else (tap,))
+    if operation == "ADD" and (tap := _by_weight("MUL_MAT", second, "bias")):
+        return Node("rows", (tap,))
     if operation == "MUL":
-        if second == "output_norm.weight":
-            return Node("rows", ("final_norm",))
-        weight = _WEIGHT.fullmatch(second)
-        if weight and weight[2] in _NORMS:
-            return Node("rows", (f"layers.{weight[1]}.{_NORMS[weight[2]]}",))
+        tap = "final_norm" if second == "output_norm.weight" else _by_weight("MUL", second, "weight")
+        return Node("rows", (tap,)) if tap else None
     if operation == "MUL_MAT_ID":
         return Node("multiplied") if _WEIGHT.fullmatch(first) else None
-    named = _NAMED.fullmatch(name)
-    if named and (operation, named[1]) in _ROUTING:
-        return Node("rows", (f"layers.{named[2]}.{_ROUTING[operation, named[1]]}",))
-    if operation == "ROPE":
-        named = _NAMED.fullmatch(name)
-        if named and named[1] in _ROPES:
-            return Node("rotated", (f"layers.{named[2]}.{_ROPES[named[1]]}",))
-    if operation == "SOFT_MAX":
-        named = _NAMED.fullmatch(name)
-        if named and named[1] == "kq_soft_max":
-            at = f"layers.{named[2]}."
-            return Node("softmax", (at + "attn_probs", at + "attn_scores"))
+    if tap := _by_name(operation, name):
+        layer, own = split(tap)
+        if own == "attn_probs":
+            return Node("softmax", (tap, f"layers.{layer}.attn_scores"))
+        return Node("rotated" if operation == "ROPE" else "rows", (tap,))
     if operation == "FLASH_ATTN_EXT":
         cache = _CACHE.match(second)
         if cache:
@@ -121,9 +105,21 @@ def recorded(architecture: str) -> list[str]:
         absent |= {"q_norm", "k_norm"}
     if architecture != "gemma3":
         absent |= {"attn_post_norm", "mlp_post_norm"}
-    tables = (_PRODUCTS, _NORMS, _INPUTS, _SUMS, _ROUTING, _ROPES)
-    names = {tap for table in tables for tap in table.values()} - absent
-    return sorted(names | {"embed", "k_cache", "v_cache", "attn_scores", "attn_probs", "final_norm", "logits"})
+    names = {tap for table in (_NAMED_TAPS, _OF_WEIGHTS) for listed in table.values() for tap in listed}
+    names |= {INPUT_OF[tap] for tap in names & INPUT_OF.keys()}
+    return sorted((names | {"embed", "k_cache", "v_cache", "attn_scores", "final_norm", "logits"}) - absent)
+
+
+def _by_name(operation: str, name: str) -> Optional[str]:
+    named = _NAMED.fullmatch(name)
+    tap = tap_of(named[1], int(named[2])) if named else None
+    return tap if tap and split(tap)[1] in _NAMED_TAPS.get(operation, ()) else None
+
+
+def _by_weight(operation: str, name: str, kind: str) -> Optional[str]:
+    weight = _WEIGHT.fullmatch(name)
+    tap = tap_of(weight[2], int(weight[1])) if weight and weight[3] == kind else None
+    return tap if tap and split(tap)[1] in _OF_WEIGHTS[operation] else None
 
 
 class Evaluation:

@@ -10,7 +10,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Mapping, Optional
+from typing import Iterable, Mapping, Optional
+
+# the tap that an operation reads, where nothing else writes it: {tap of what it gives: tap of what it is given}
+INPUT_OF = {"attn_out": "attn_heads", "mlp_out": "mlp_act", "mlp_norm": "attn_resid"}
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _FACTOR = re.compile(r"[A-Za-z][A-Za-z ]*")
@@ -69,6 +72,24 @@ def tap_of(alias: str, layer: Optional[int] = None) -> Optional[str]:
     if name is None or (taps()[name].place == "layer") != (layer is not None):
         return None
     return name if layer is None else f"layers.{layer}.{name}"
+
+
+def module_taps(paths: Iterable[str]) -> dict[str, str]:
+    """{tap: module} for the modules of one layer, by their paths inside it, as Hugging Face names them.
+
+    Of two modules for one tap, the one that its aliases have first: a module before the one around it.
+    """
+    paths = list(paths)
+    # Gemma normalises what its branches give, too: there the norm of that name comes before the residual is added
+    after_attention = "attn_post_norm" if "pre_feedforward_layernorm" in paths else "mlp_norm"
+    found: dict[str, tuple[int, str]] = {}
+    for path in paths:
+        tap = after_attention if path == "post_attention_layernorm" else _aliases().get(path)
+        if tap is not None and taps()[tap].place == "layer":
+            aliases = taps()[tap].aliases
+            rank = aliases.index(path) if path in aliases else 0
+            found[tap] = min(found.get(tap, (rank, path)), (rank, path))
+    return {tap: path for tap, (_, path) in found.items()}
 
 
 def split(tap: str) -> tuple[Optional[int], str]:

@@ -35,7 +35,7 @@ from ._generate import Generation, Turn, setting
 from ._recorder import BaseRecorder
 from ._selection import Numbers
 from ._session import RecorderWarning, Refused, Step
-from ._taps import split
+from ._taps import INPUT_OF, module_taps, split, tap_of
 from ._wrap import around
 from .trace import Array, Raw
 
@@ -49,6 +49,8 @@ _NO_STEP = (
     "before, which runs no hooks"
 )
 _TWO_THREADS = "two threads called the model at the same time: only the calls of the first one are recorded"
+# what a layer of every family shows, but for mixtures of experts, which have no gate, up and down of their own
+_PLAIN = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "mlp_norm", "gate_proj", "up_proj", "mlp_out")
 _ATTENTION_TAPS = ("q_rope", "k_rope", "k_cache", "v_cache", "attn_scores", "attn_probs", "attn_heads")
 
 
@@ -142,40 +144,14 @@ class Recorder(BaseRecorder):
             _deepseek_v4.attach(self)
             self._wrap_generate()
             return
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._undo.append(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         self._undo.append(model.register_forward_hook(self._end, with_kwargs=True, always_call=True).remove)
-        self._output(model.model.embed_tokens, "embed")
         self._taken["logits"] = None
+        for name, module in model.model.named_children():
+            if (tap := tap_of(name)) is not None:
+                self._output(module, tap)
         for index, layer in enumerate(model.model.layers):
-            at = f"layers.{index}."
-            attn, mlp = layer.self_attn, layer.mlp
-            self._output(layer.input_layernorm, at + "attn_norm")
-            for name in ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm"):
-                if hasattr(attn, name):
-                    self._output(getattr(attn, name), at + name)
-            if not self.attention:
-                self._input(attn.o_proj, at + "attn_heads", heads)
-            self._output(attn.o_proj, at + "attn_out")
-            before_mlp = layer.post_attention_layernorm
-            if hasattr(layer, "pre_feedforward_layernorm"):  # norms on both sides of attention and MLP
-                self._output(layer.post_attention_layernorm, at + "attn_post_norm")
-                self._output(layer.post_feedforward_layernorm, at + "mlp_post_norm")
-                before_mlp = layer.pre_feedforward_layernorm
-            self._input(before_mlp, at + "attn_resid")
-            self._output(before_mlp, at + "mlp_norm")
-            if hasattr(mlp, "experts"):
-                self._mixture(mlp, at)
-            else:
-                self._output(mlp.gate_proj, at + "gate_proj")
-                self._output(mlp.up_proj, at + "up_proj")
-                self._input(mlp.down_proj, at + "mlp_act")
-                self._output(mlp, at + "mlp_out")
-            self._output(layer, at + "out")
-            if self.attention and self.wants(at + "k_rope"):
-                hook = functools.partial(self._watch_cache, kv_heads)
-                self._undo.append(attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        self._output(model.model.norm, "final_norm")
+            self._layer(layer, index)
         watched = [
             layer.self_attn
             for index, layer in enumerate(model.model.layers)
@@ -186,6 +162,28 @@ class Recorder(BaseRecorder):
             self._taken.update(dict.fromkeys(shown))
             self._undo.append(watch(self.implementation, watched, self._attend))
         self._wrap_generate()
+
+    def _layer(self, layer: nn.Module, index: int) -> None:
+        at, modules = f"layers.{index}.", dict(layer.named_modules())
+        taps = {tap: modules[path] for tap, path in module_taps(modules).items()}
+        mixture = hasattr(layer.mlp, "experts")
+        needed = set(_PLAIN) - ({"gate_proj", "up_proj", "mlp_out"} if mixture else set())
+        if lacking := sorted(needed - taps.keys()):
+            raise Refused(f"layer {index} has no module by a name that is known for {', '.join(lacking)}")
+        if mixture:
+            for tap in ("router_logits", "experts_out", "mlp_out"):
+                taps.pop(tap, None)
+            self._mixture(layer.mlp, at)
+        for tap, module in taps.items():
+            given = INPUT_OF.get(tap)
+            if given is not None and not (given == "attn_heads" and self.attention):
+                self._input(module, at + given, self.model.config.num_attention_heads if given == "attn_heads" else None)
+            # what the MLP gives is seen where the layer gets it: also where its own forward goes on after its last product
+            self._output(layer.mlp if tap == "mlp_out" else module, at + tap)
+        self._output(layer, at + "out")
+        if self.attention and self._hooks(at + "k_rope"):
+            hook = functools.partial(self._watch_cache, self.model.config.num_key_value_heads)
+            self._undo.append(layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def _last(self) -> None:
         self._flush()
