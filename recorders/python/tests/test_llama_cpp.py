@@ -185,11 +185,11 @@ def test_an_interrupt_during_the_callback_reaches_the_caller(tmp_path, read_trac
     llama = load(model_file("smollm2"))
     context, taken, real = llama._ctx, [], recorder.Evaluation.take
 
-    def interrupted(self, node, tensor):
-        taken.append(node)
-        if len(taken) == 900:
+    def interrupted(self, shown):
+        taken.append(shown)
+        if len(taken) == 700:
             raise KeyboardInterrupt
-        return real(self, node, tensor)
+        return real(self, shown)
 
     monkeypatch.setattr(recorder.Evaluation, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -199,6 +199,34 @@ def test_an_interrupt_during_the_callback_reaches_the_caller(tmp_path, read_trac
     assert llama._ctx is context
     trace = read_trace(tmp_path / "t")
     assert trace.json["complete"] is False and len(trace) >= 1
+
+
+def test_layer_outputs_alone_cut_the_graph_nowhere_else(tmp_path, read_trace, model_file, monkeypatch):
+    llama = load(model_file("smollm2"))
+    tokens, shown, real = llama.tokenize(TEXT), [], recorder.Evaluation.take
+    plain = greedy(llama, tokens, 3)
+    monkeypatch.setattr(recorder.Evaluation, "take", lambda self, one: (shown.append(one.node), real(self, one))[1])
+    with record(llama, tmp_path / "t", taps="out"):
+        assert greedy(llama, tokens, 3) == plain
+    # the tokens and, at its end, which rows go on: beside the layers' outputs nothing was asked for
+    kinds = {(node.kind, tuple(tap.split(".")[-1] for tap in node.taps)) for node in shown}
+    assert kinds == {("tokens", ("embed",)), ("kept_rows", ()), ("rows", ("out",))}
+    trace = read_trace(tmp_path / "t")
+    assert len(trace) == 3 and trace[1].keys() - RESERVED == {f"layers.{n}.out" for n in range(30)}
+    assert len(trace.json["arithmetic"]["matmul_input_types"]) == 2  # known without the products
+
+
+def test_keys_of_steps_that_were_not_asked_for_are_found_in_the_cache(tmp_path, read_trace, model_file):
+    llama = load(model_file("smollm2"))
+    tokens = llama.tokenize(TEXT)
+    with record(llama, tmp_path / "all"):
+        greedy(llama, tokens, 4)
+    with record(llama, tmp_path / "one", steps=[2], layers="7"):
+        greedy(llama, tokens, 4)
+    whole, one = read_trace(tmp_path / "all"), read_trace(tmp_path / "one")
+    assert len(one) == 3 and one[0].keys() | one[1].keys() <= RESERVED
+    assert {tap for tap in whole[2] if tap.startswith("layers.7.")} == {tap for tap in one[2] if tap.startswith("layers.")}
+    assert all(np.array_equal(value, whole[2][tap]) for tap, value in one[2].items())
 
 
 def test_a_decode_that_fails_raises_and_leaves_no_step(tmp_path, read_trace, model_file):

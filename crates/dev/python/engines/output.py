@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable, Mapping, Optional
 
@@ -37,9 +39,25 @@ class Run:
         if arithmetic:
             (self.folder / "declared.json").write_text(json.dumps(dict(arithmetic), indent=1) + "\n")
 
-    def is_wrong(self) -> None:
-        """The engine is known to be wrong in this run, which must be found."""
-        (self.folder / "expected").write_text("diverges\n")
+    def declare_apart(self) -> None:
+        """Moves what the recorder declared out of the trace: it is checked with nothing declared, and then with that."""
+        about = self.trace / "trace.json"
+        said = json.loads(about.read_text())
+        self.declare(said.pop("arithmetic", None))
+        about.write_text(json.dumps(said, indent=1) + "\n")
+
+    def is_wrong(self, at: str = "") -> None:
+        """The engine is known to be wrong in this run, which must be found: at the tap `at`, where that is given."""
+        (self.folder / "expected").write_text(f"diverges {at}".strip() + "\n")
+
+
+def command(engine: str, model: Path, tiny: Any, one: Run, *options: str) -> None:
+    """Records a run with the recorder's own command."""
+    said = ["--tokens", ",".join(map(str, tiny.prompt(12))), "--new", "3", "-o", str(one.trace), *options]
+    run = [sys.executable, "-m", f"firstdiff.{engine}", str(model), *said]
+    done = subprocess.run(run, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "4 steps" not in done.stdout and "3 steps" in done.stdout, done.stdout
+    one.declare_apart()
 
 
 def arguments(about: str) -> argparse.ArgumentParser:
@@ -50,9 +68,16 @@ def arguments(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_all(runs: Mapping[str, Mapping[str, Any]], match: str, run: Callable[..., None]) -> None:
-    """`run(name, **settings)` for those that match."""
+def run_all(
+    runs: Mapping[str, Mapping[str, Any]], match: str, run: Callable[..., None], out: Optional[Path] = None
+) -> None:
+    """`run(name, **settings)` for those that match, or the run's own function, `run(out, name, **settings)`."""
     for name, settings in runs.items():
         if match in name:
-            run(name, **settings)
+            settings = dict(settings)
+            own = settings.pop("run", None)
+            if own is None:
+                run(name, **settings)
+            else:
+                own(out, name, **settings)
             print("run", name, flush=True)

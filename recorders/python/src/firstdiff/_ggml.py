@@ -65,16 +65,36 @@ def check_layout(pointer: Optional[int] = None) -> None:
         )
 
 
+class Identity(ctypes.Array):
+    """What is the same where a tensor at an address is the same operation, on the same inputs, under the same name."""
+
+    _type_ = ctypes.c_char
+    _length_ = Tensor.name.offset + 64 - Tensor.op.offset
+
+    @classmethod
+    def of(cls, pointer: int) -> "Identity":
+        return cls.from_address(pointer + Tensor.op.offset)
+
+
+class _Layout(ctypes.Array):
+    """All that is known of a tensor, where it lies included."""
+
+    _type_ = ctypes.c_char
+    _length_ = ctypes.sizeof(Tensor)
+
+
+def sources(pointer: int) -> tuple[int, int, int]:
+    """Addresses of a tensor's first three inputs, 0 for none."""
+    first = (ctypes.c_size_t * 3).from_address(pointer + Tensor.src.offset)
+    return first[0], first[1], first[2]
+
+
 def operation(pointer: int) -> str:
     return _op_desc(pointer).decode()
 
 
 def type_name(kind: int) -> str:
     return _type_name(kind).decode()
-
-
-def source(tensor: Tensor, index: int) -> Optional[Tensor]:
-    return tensor.src[index].contents if tensor.src[index] else None
 
 
 def buffer_name(tensor: Tensor) -> str:
@@ -86,23 +106,37 @@ def _buffer(tensor: Tensor) -> Optional[int]:
     return tensor.buffer or (tensor.view_src.contents.buffer if tensor.view_src else None)
 
 
-def read(tensor: Tensor) -> np.ndarray:
-    """The elements with axes in C order (ggml's first axis last), always four of them.
+class Reader:
+    """Reads tensors by their addresses. How one lies in memory is worked out once, for as long as it lies so."""
 
-    In host memory this is a view that the next operation may overwrite: copy what is to be kept.
-    """
-    name = type_name(tensor.type)
-    if name not in _NUMPY:
-        raise TypeError(f"tensor {tensor.name.decode()!r} has type {name}, which is no plain number")
-    address = ctypes.addressof(tensor)
-    size = _nbytes(address)  # of a strided view: from its first to its last byte
-    buffer = _buffer(tensor)
-    if buffer is None or _is_host(buffer):
-        raw = (ctypes.c_char * size).from_address(tensor.data)
-    else:
-        raw = ctypes.create_string_buffer(size)
-        _tensor_get(address, raw, 0, size)
-    return np.ndarray(tuple(tensor.ne)[::-1], _NUMPY[name], raw, 0, tuple(tensor.nb)[::-1])
+    def __init__(self) -> None:
+        self._views: dict[int, tuple[_Layout, bytes, np.ndarray]] = {}
+
+    def read(self, pointer: int) -> np.ndarray:
+        """The elements with axes in C order (ggml's first axis last), always four of them.
+
+        In host memory this is a view that the next operation may overwrite: copy what is to be kept.
+        """
+        known = self._views.get(pointer)
+        if known is not None and known[0].raw == known[1]:
+            return known[2]
+        tensor = Tensor.from_address(pointer)
+        name = type_name(tensor.type)
+        if name not in _NUMPY:
+            raise TypeError(f"tensor {tensor.name.decode()!r} has type {name}, which is no plain number")
+        size = _nbytes(pointer)  # of a strided view: from its first to its last byte
+        buffer = _buffer(tensor)
+        in_host = buffer is None or _is_host(buffer)
+        if in_host:
+            raw = (ctypes.c_char * size).from_address(tensor.data)
+        else:
+            raw = ctypes.create_string_buffer(size)
+            _tensor_get(pointer, raw, 0, size)
+        view = np.ndarray(tuple(tensor.ne)[::-1], _NUMPY[name], raw, 0, tuple(tensor.nb)[::-1])
+        if in_host:
+            layout = _Layout.from_address(pointer)
+            self._views[pointer] = layout, layout.raw, view
+        return view
 
 
 def activation_type(weight_type: int) -> Optional[str]:

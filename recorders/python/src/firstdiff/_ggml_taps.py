@@ -15,11 +15,10 @@ What llama.cpp holds, as measured on its CPU backend:
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
 from functools import lru_cache
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -122,77 +121,98 @@ def _by_weight(operation: str, name: str, kind: str) -> Optional[str]:
     return tap if tap and split(tap)[1] in _OF_WEIGHTS[operation] else None
 
 
+class Shown(NamedTuple):
+    """A node of the graph as it was first met: valid for as long as its `tensor` still has the `identity` that it had then."""
+
+    tensor: _ggml.Identity
+    identity: bytes
+    node: Optional[Node]
+    wanted: bool  # whether one of its taps is
+    address: int
+    sources: tuple[int, int, int]
+
+
+def look(pointer: int, wants: Callable[[str], bool], weights: dict[int, set[str]]) -> Shown:
+    """What the node at an address is. `weights` gets its weight's type, and the buffer that holds it."""
+    sources = _ggml.sources(pointer)
+    names = [_ggml.Tensor.from_address(one).name.decode() if one else "" for one in sources[:2]]
+    tensor, operation = _ggml.Tensor.from_address(pointer), _ggml.operation(pointer)
+    if operation.startswith("MUL_MAT") and names[0].endswith(".weight"):
+        weight = _ggml.Tensor.from_address(sources[0])
+        weights.setdefault(weight.type, set()).add(_ggml.buffer_name(weight))
+    node, now = classify(operation, tensor.name.decode(), *names), _ggml.Identity.of(pointer)
+    return Shown(now, now.raw, node, node is not None and any(map(wants, node.taps)), pointer, sources)
+
+
 class Evaluation:
     """One evaluation of the graph: what was taken from its nodes so far."""
 
-    def __init__(self, wants: Callable[[str], bool], session: Session, cell_of: dict[int, int]) -> None:
+    def __init__(
+        self, wants: Callable[[str], bool], session: Session, cell_of: dict[int, int], read: Callable[[int], np.ndarray]
+    ) -> None:
         self.token_ids: Optional[np.ndarray] = None
         self.positions: Optional[np.ndarray] = None
         self.taps: dict[str, np.ndarray] = {}
-        self.flash = False
-        self.weights: dict[int, set[str]] = {}  # ggml type -> the buffers that hold weights of that type
         self._wants = wants
         self._session = session
         self._cell_of = cell_of  # position -> cell of the KV cache; outlives the step
+        self._read = read
         self._new_cells: Optional[np.ndarray] = None
         self._out_rows: Optional[np.ndarray] = None
-        self._visible: Optional[np.ndarray] = None
+        self._visible: Union[np.ndarray, slice, None] = None
 
-    def take(self, node: Node, tensor: _ggml.Tensor) -> None:
-        getattr(self, "_" + node.kind)(tensor, *node.taps)
+    def take(self, shown: Shown) -> None:
+        getattr(self, "_" + shown.node.kind)(shown, *shown.node.taps)
 
     # ---- nodes ------------------------------------------------------------------------------------------------
 
     def _keep(self, tap: str, value: np.ndarray) -> None:
         if self._wants(tap):
-            self.taps[tap] = np.array(value, order="C", copy=True)
+            self.taps[tap] = value.copy()
 
-    def _tokens(self, tensor: _ggml.Tensor, tap: str) -> None:
-        self.token_ids = _flat(_ggml.source(tensor, 1))
-        self._keep(tap, _ggml.read(tensor)[0, 0])
+    def _flat(self, pointer: int) -> np.ndarray:
+        return np.array(self._read(pointer), copy=True).reshape(-1).astype(np.int64)
 
-    def _kept_rows(self, tensor: _ggml.Tensor) -> None:
-        self._out_rows = _flat(_ggml.source(tensor, 1))
+    def _tokens(self, shown: Shown, tap: str) -> None:
+        self.token_ids = self._flat(shown.sources[1])
+        if self._wants(tap):
+            self._keep(tap, self._read(shown.address)[0, 0])
 
-    def _rows(self, tensor: _ggml.Tensor, tap: str, input_tap: Optional[str] = None) -> None:
-        value = _ggml.read(tensor)[0]
-        self._keep(tap, value[0] if value.shape[0] == 1 and not tap.endswith(("q_norm", "k_norm")) else value)
-        if _ggml.operation(ctypes.addressof(tensor)) == "MUL_MAT":
-            self._multiplied(tensor)
-        if input_tap is not None:
-            self._keep(input_tap, _ggml.read(_ggml.source(tensor, 1))[0, 0])
+    def _kept_rows(self, shown: Shown) -> None:
+        self._out_rows = self._flat(shown.sources[1])
 
-    def _multiplied(self, tensor: _ggml.Tensor) -> None:
-        weight = _ggml.source(tensor, 0)
-        if weight is not None:
-            self.weights.setdefault(weight.type, set()).add(_ggml.buffer_name(weight))
+    def _rows(self, shown: Shown, tap: str, input_tap: Optional[str] = None) -> None:
+        if self._wants(tap):
+            value = self._read(shown.address)[0]
+            in_heads = value.shape[0] != 1 or tap.endswith(("q_norm", "k_norm"))
+            self.taps[tap] = value.copy() if in_heads else value[0].copy()
+        if input_tap is not None and self._wants(input_tap):
+            self.taps[input_tap] = self._read(shown.sources[1])[0, 0].copy()
 
-    def _rotated(self, tensor: _ggml.Tensor, tap: str) -> None:
-        if self.positions is None:
-            self.positions = _flat(_ggml.source(tensor, 1))
-        self._keep(tap, _ggml.read(tensor)[0])
+    def _rotated(self, shown: Shown, tap: str) -> None:
+        self._keep(tap, self._read(shown.address)[0])
 
-    def _cells(self, tensor: _ggml.Tensor) -> None:
-        cells = _flat(_ggml.source(tensor, 1))
+    def _cells(self, shown: Shown) -> None:
+        cells = self._flat(shown.sources[1])
         if self._new_cells is not None and not np.array_equal(cells, self._new_cells):
             # layers with a window have a cache of their own, which has begun to reuse its cells
             self._visible = np.array([], np.int64)
         self._new_cells = cells
 
-    def _scores(self, tensor: _ggml.Tensor, tap: str, key_tap: str) -> None:
-        self._cache(key_tap, _ggml.source(tensor, 0))
-        cells = self._visible_cells()
-        if cells is not None and self._wants(tap):
+    def _scores(self, shown: Shown, tap: str, key_tap: str) -> None:
+        self._cache(key_tap, shown.sources[0])
+        if self._wants(tap) and (cells := self.visible_cells()) is not None:
             # unscaled as yet; copied now because the softmax may be computed in place
-            self._keep(tap, _ggml.read(tensor)[0][:, :, cells])
+            self._keep(tap, self._read(shown.address)[0][:, :, cells])
 
-    def _softmax(self, tensor: _ggml.Tensor, tap: str, score_tap: str) -> None:
-        cells = self._visible_cells()
+    def _softmax(self, shown: Shown, tap: str, score_tap: str) -> None:
+        cells = self.visible_cells()
         if cells is None:
             return
-        self._keep(tap, _ggml.read(tensor)[0][:, :, cells])
+        self._keep(tap, self._read(shown.address)[0][:, :, cells])
         if score_tap in self.taps:
-            scale = float(np.array(tensor.op_params[0], np.int32).view(np.float32))
+            first = _ggml.Tensor.from_address(shown.address).op_params[0]
+            scale = float(np.array(first, np.int32).view(np.float32))
             if scale > 0 and math.frexp(scale)[0] == 0.5:
                 self.taps[score_tap] *= np.float32(scale)
             else:
@@ -200,41 +220,41 @@ class Evaluation:
                 del self.taps[score_tap]
                 self._session.note(f"attn_scores left out: llama.cpp holds them unscaled, and {scale} is inexact")
 
-    def _values(self, tensor: _ggml.Tensor, tap: str) -> None:
-        self._cache(tap, _ggml.source(tensor, 0), transposed=True)
+    def _values(self, shown: Shown, tap: str) -> None:
+        self._cache(tap, shown.sources[0], transposed=True)
 
-    def _flash(self, tensor: _ggml.Tensor, key_tap: str, value_tap: str) -> None:
-        self.flash = True
-        self._cache(key_tap, _ggml.source(tensor, 1))
-        self._cache(value_tap, _ggml.source(tensor, 2))
+    def _flash(self, shown: Shown, key_tap: str, value_tap: str) -> None:
+        self._cache(key_tap, shown.sources[1])
+        self._cache(value_tap, shown.sources[2])
 
-    def _cache(self, tap: str, tensor: _ggml.Tensor, transposed: bool = False) -> None:
-        cells = self._visible_cells()
-        if cells is None or not self._wants(tap):
+    def _cache(self, tap: str, pointer: int, transposed: bool = False) -> None:
+        if not self._wants(tap) or (cells := self.visible_cells()) is None:
             return
-        name = _ggml.type_name(tensor.type)
+        name = _ggml.type_name(_ggml.Tensor.from_address(pointer).type)
         if name not in ("f16", "f32"):
             self._session.note(f"{tap.rsplit('.', 1)[1]} left out: the cache holds {name}")
             return
-        held = _ggml.read(tensor)[0]
+        held = self._read(pointer)[0]
         # [Hkv, D, cells] or [Hkv, cells, D] -> [cells, Hkv, D]
         held = held.transpose(2, 0, 1) if transposed else held.transpose(1, 0, 2)
         self._keep(tap, held[cells])
 
-    def _visible_cells(self) -> Optional[np.ndarray]:
+    def visible_cells(self) -> Union[np.ndarray, slice, None]:
         """Cells of positions 0, 1, … up to this step's last: the cache's own order may be any."""
         if self._visible is None:
+            self._visible = np.array([], np.int64)
             known = self.positions is not None and self._new_cells is not None
             if known and len(self.positions) == len(self._new_cells):
                 first, last = int(self.positions.min()), int(self.positions.max())
                 for position in [position for position in self._cell_of if position >= first]:
                     del self._cell_of[position]
                 self._cell_of.update(zip(self.positions.tolist(), self._new_cells.tolist()))
-                cells = [self._cell_of.get(position, -1) for position in range(last + 1)]
-                self._visible = np.array(cells if min(cells) >= 0 else [], np.int64)
-            else:
-                self._visible = np.array([], np.int64)
-        if not self._visible.size:
+                cells = np.array([self._cell_of.get(position, -1) for position in range(last + 1)], np.int64)
+                if np.array_equal(cells, np.arange(last + 1)):
+                    self._visible = slice(last + 1)  # nearly always; a slice needs no copy of its own
+                elif cells.min() >= 0:
+                    self._visible = cells
+        if isinstance(self._visible, np.ndarray) and not self._visible.size:
             self._session.note("cache, scores and probabilities left out where a key's place in the cache is unknown")
             return None
         return self._visible
@@ -243,6 +263,8 @@ class Evaluation:
 
     def finish(self, heads: int, head_size: int, interleaved: bool) -> dict[str, Any]:
         """The taps in the trace's shapes and in the order of rows that the model's own checkpoint has."""
+        if self._new_cells is not None:
+            self.visible_cells()  # also where nothing was read from them: a later step's keys lie in them
         rows = len(self.token_ids)
         out = self._out_rows
         trailing = out is None or np.array_equal(out, np.arange(rows - len(out), rows))
@@ -272,7 +294,3 @@ def _half_split(value: np.ndarray) -> np.ndarray:
     size = value.shape[-1]
     pairs = value.reshape(*value.shape[:-1], size // 2, 2)
     return np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(value.shape)
-
-
-def _flat(tensor: Optional[_ggml.Tensor]) -> np.ndarray:
-    return np.array(_ggml.read(tensor), copy=True).reshape(-1).astype(np.int64)

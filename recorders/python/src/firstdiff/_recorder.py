@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Type, TypeVar, Un
 
 from . import __version__
 from ._selection import Numbers, Selection
-from ._session import Session
+from ._session import Session, Step
 from .trace import Writer
 
 _Self = TypeVar("_Self", bound="BaseRecorder")
@@ -99,3 +99,33 @@ class BaseRecorder(ABC):
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close(kind is None)
+
+
+class StepRecorder(BaseRecorder):
+    """A recorder whose steps wait for the token that is chosen after them."""
+
+    def __init__(self, path: Any, **selection: Any) -> None:
+        super().__init__(path, **selection)
+        self._pending: Optional[Step] = None
+
+    def sampled(self, token: int) -> None:
+        """Says which token was chosen after the last call. Without it the next call's token is taken for it, where it fits."""
+        if self._pending is not None:
+            self._pending.sampled = int(token)
+
+    def _number(self) -> int:
+        """The number of the step that begins now."""
+        return self.steps + (self._pending is not None)
+
+    def _add(self, step: Step) -> None:
+        """Writes the step before; this one waits."""
+        self._flush()
+        self._pending = step
+
+    def _flush(self) -> None:
+        step, self._pending = self._pending, None
+        if step is not None:
+            self.session.write(step, step.taps)
+
+    def _last(self) -> None:
+        self._flush()

@@ -7,6 +7,12 @@
     with firstdiff.llama_cpp.record(llama, "my.trace"):
         llama("Once upon a time", max_tokens=16)
 
+    python -m firstdiff.llama_cpp model.gguf --prompt "Once upon a time" -o my.trace
+
+llama.cpp need not be built again. What is asked for decides what it computes in one go: each recorded tensor cuts its
+graph, and nothing is fused across a cut. `taps="out"` asks for the layers' outputs alone and leaves everything inside a
+layer, fused kernels included, as it is without recording.
+
 llama.cpp takes its evaluation callback when a context is made, so inside the block `llama` works on a second context
 with the same parameters and an empty KV cache; afterwards its own context is back as it was. Results are bit for bit
 the same with recording on. Without `logits_all` llama.cpp computes the end of the last layer for one row per prompt
@@ -20,12 +26,17 @@ import platform
 from importlib.metadata import version
 from typing import Any, Iterable, Optional, Union
 
-import llama_cpp
-from llama_cpp import _internals
+import numpy as np
 
-from . import _ggml
-from ._ggml_taps import Evaluation, Node, classify, recorded
-from ._recorder import BaseRecorder
+from . import _cli
+
+with _cli.needs("llama-cpp", __name__ == "__main__"):
+    import llama_cpp
+    from llama_cpp import _internals
+
+    from . import _ggml
+    from ._ggml_taps import Evaluation, Shown, look, recorded
+from ._recorder import StepRecorder
 from ._selection import Numbers
 from ._session import RecorderWarning, Step
 
@@ -60,6 +71,7 @@ class _Context(_internals.LlamaContext):
 
     def decode(self, batch: Any) -> None:
         whole = False
+        self.recorder.session.guard(lambda: self.recorder.decodes(batch.batch))
         try:
             super().decode(batch)
             whole = True
@@ -67,7 +79,7 @@ class _Context(_internals.LlamaContext):
             self.recorder.decoded(whole)
 
 
-class Recorder(BaseRecorder):
+class Recorder(StepRecorder):
     """The second context of one `record` block, and its callback."""
 
     producer = "firstdiff.llama_cpp"
@@ -90,10 +102,17 @@ class Recorder(BaseRecorder):
         self._head_size = int(llama.metadata.get(f"{architecture}.attention.key_length", width // self._heads))
         self._interleaved = architecture == "llama"
         self._now: Optional[Evaluation] = None
-        self._pending: Optional[Step] = None  # written once the token chosen after it is known
         self._cell_of: dict[int, int] = {}
         self._sequence = -1
         self._weights: dict[int, set[str]] = {}
+        self._is_flash = False
+        self._shown: dict[int, Shown] = {}  # by address
+        self._reader = _ggml.Reader()
+        self._cells_asked: set[int] = set()
+        in_cells = ("k_cache", "v_cache", "attn_scores", "attn_probs")
+        layers = range(int(llama.metadata[f"{architecture}.block_count"]))
+        self._needs_cells = self.wants_any(f"layers.{layer}.{tap}" for layer in layers for tap in in_cells)
+        self._batch: tuple[np.ndarray, ...] = ()  # tokens and positions of the running decode that no graph has had yet
         self._checked = False
         self._wanted = True  # whether the step that is computed now is asked for, beside its tokens
         self._interrupted: Optional[BaseException] = None
@@ -130,7 +149,7 @@ class Recorder(BaseRecorder):
             token = sample(*args, **kwargs)
             index = kwargs.get("idx")
             if self._pending is not None and index in (None, llama.n_tokens - 1) and llama.draft_model is None:
-                self._pending.sampled = int(token)
+                self.sampled(token)
             return token
 
         def restore() -> None:
@@ -148,49 +167,84 @@ class Recorder(BaseRecorder):
 
     def _last(self) -> None:
         self._now = None
-        self._flush()
+        super()._last()
         self._describe_weights()
 
     # ---- the callback -----------------------------------------------------------------------------------------
 
     def _evaluated(self, pointer: int, ask: bool, _data: Any) -> bool:
-        """llama.cpp asks whether a node is wanted, then shows it computed; False on showing would stop the engine."""
+        """llama.cpp asks whether a node is wanted, then shows it computed; False on showing would stop the engine.
+
+        It asks for each of a graph's thousand nodes, for each token: what a node is, is worked out once.
+        """
         if not self.session.alive:
             return not ask
         try:
-            node, tensor = self._node(pointer)
-            if ask:
-                return node is not None and (
-                    not node.taps or node.kind in _ALWAYS or (self._wanted and any(map(self.wants, node.taps)))
-                )
-            if node is not None:
-                self._show(node, tensor)
+            shown = self._shown.get(pointer)
+            if not ask:
+                self._show(shown)
+                return True
+            if shown is None or shown.tensor.raw != shown.identity:
+                shown = self._look(pointer)
+            return shown.node is not None and self._asks(shown)
         except Exception as error:
             self.session.fail(error)
         except BaseException as error:  # an interrupt: an exception cannot pass through C, it is raised after decode
             self._interrupted = error
         return not ask
 
-    def _node(self, pointer: int) -> tuple[Optional[Node], _ggml.Tensor]:
+    def _look(self, pointer: int) -> Shown:
         if not self._checked:
             _ggml.check_layout(pointer)
             self._checked = True
-        tensor = _ggml.Tensor.from_address(pointer)
-        names = [tensor.src[index].contents.name.decode() if tensor.src[index] else "" for index in (0, 1)]
-        return classify(_ggml.operation(pointer), tensor.name.decode(), *names), tensor
+        shown = self._shown[pointer] = look(pointer, self.wants, self._weights)
+        self._is_flash |= shown.node is not None and shown.node.kind == "flash"
+        return shown
 
-    def _show(self, node: Node, tensor: _ggml.Tensor) -> None:
-        if node.kind == "tokens":
+    def _asks(self, shown: Shown) -> bool:
+        """Whether a node must be shown. Each one that is cuts the graph, so that nothing is fused across it."""
+        kind, taps = shown.node
+        if kind == "tokens":
+            self._cells_asked.clear()  # a graph begins
+            return True
+        if kind == "cells":
+            # all layers of a kind share the tensor that says where in the cache the new keys go
+            asked = not self._needs_cells or shown.sources[1] in self._cells_asked
+            self._cells_asked.add(shown.sources[1])
+            return not asked
+        return not taps or (self._wanted and shown.wanted)
+
+    def _show(self, shown: Shown) -> None:
+        if shown.node.kind == "tokens":
             self._end()  # a prompt longer than n_ubatch is evaluated in several graphs
-            number = self.steps + (self._pending is not None)
+            number = self._number()
             if self.selection.is_past(number):
                 self._flush()
                 self.session.finish()
                 return
             self._wanted = self.selection.wants_step(number)
-            self._now = Evaluation(self.wants if self._wanted else _nothing, self.session, self._cell_of)
-        if self._now is not None:
-            self._now.take(node, tensor)
+            wants = self.wants if self._wanted else _nothing
+            now = Evaluation(wants, self.session, self._cell_of, self._reader.read)
+            now.take(shown)
+            now.positions = self._positions(now.token_ids)
+            self._now = now
+        elif self._now is not None:
+            self._now.take(shown)
+
+    def _positions(self, token_ids: np.ndarray) -> np.ndarray:
+        """Those of the next tokens of the batch: it is evaluated in parts, in order."""
+        tokens, positions = (part[: len(token_ids)] for part in self._batch)
+        if not np.array_equal(tokens, token_ids):
+            raise RuntimeError("a batch of several sequences, or one that llama.cpp reorders; record one sequence at a time")
+        self._batch = tuple(part[len(token_ids) :] for part in self._batch)
+        return positions
+
+    def decodes(self, batch: Any) -> None:
+        """A call of decode begins: its tokens and their positions."""
+        if not batch.token or not batch.pos:
+            raise RuntimeError("a batch without token ids or positions; a trace needs both")
+        read = lambda part: np.ctypeslib.as_array(part, (batch.n_tokens,)).astype(np.int64)
+        self._batch = read(batch.token), read(batch.pos)
 
     def decoded(self, whole: bool) -> None:
         """A call of decode has ended; one that failed leaves no step."""
@@ -205,44 +259,30 @@ class Recorder(BaseRecorder):
         now, self._now = self._now, None
         if now is None:
             return
-        if now.positions is None:
-            raise RuntimeError("no rotary embedding was seen, so the tokens' positions are unknown")
-        if len(now.positions) != len(now.token_ids):
-            raise RuntimeError(f"{len(now.token_ids)} tokens have {len(now.positions)} positions")
         if bool((now.positions[1:] <= now.positions[:-1]).any()):
             raise RuntimeError("a batch of several sequences; record one sequence at a time")
-        self._flush()
-        for kind, buffers in now.weights.items():
-            self._weights.setdefault(kind, set()).update(buffers)
-        if now.flash:
-            self._arithmetic(attention="ggml-flash", attention_accumulate="f16")
         if now.positions[0] == 0:
             self._sequence += 1  # a new prompt: earlier keys are gone
         sequence = max(self._sequence, 0)
-        self._pending = Step(
-            now.token_ids.tolist(),
-            now.positions.tolist(),
-            [sequence] * len(now.token_ids) if sequence else None,
-            taps=now.finish(self._heads, self._head_size, self._interleaved),
+        self._add(
+            Step(
+                now.token_ids.tolist(),
+                now.positions.tolist(),
+                [sequence] * len(now.token_ids) if sequence else None,
+                taps=now.finish(self._heads, self._head_size, self._interleaved),
+            )
         )
-
-    def _flush(self) -> None:
-        step, self._pending = self._pending, None
-        if step is not None:
-            self.session.write(step, step.taps)
 
     def _arithmetic(self, **values: Any) -> None:
         self.session.writer.update_nested("arithmetic", values)
 
     def _describe_weights(self) -> None:
+        if self._is_flash:
+            self._arithmetic(attention="ggml-flash", attention_accumulate="f16")
         names = {_ggml.type_name(kind): _ggml.activation_type(kind) for kind in sorted(self._weights)}
         self._arithmetic(matmul_input_types={name: kind for name, kind in names.items() if kind})
         held = {_ggml.type_name(kind): sorted(buffers) for kind, buffers in sorted(self._weights.items())}
         self.session.writer.update_nested("environment", {"weight_buffers": held})
-
-
-# these carry token ids and positions, without which there is no step, or the place of keys in the cache
-_ALWAYS = ("tokens", "rotated")
 
 
 def _nothing(_tap: str) -> bool:
@@ -269,3 +309,50 @@ def _describe(llama: Any, architecture: str) -> dict[str, Any]:
 def _stop_ids(llama: Any) -> list[int]:
     vocabulary = llama_cpp.llama_model_get_vocab(llama._model.model)
     return [token for token in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, token)]
+
+
+# ---- python -m firstdiff.llama_cpp ---------------------------------------------------------------------------------
+
+
+def _run(options: Any) -> "_cli.Run":
+    if not os.path.isfile(options.model):
+        raise ValueError(f"{options.model} is no file; llama.cpp runs GGUF files")
+    how = {"n_threads": options.threads, "n_threads_batch": options.threads} if options.threads else {}
+    load = lambda size: llama_cpp.Llama(
+        options.model, n_ctx=size, logits_all=True, flash_attn=options.flash, n_gpu_layers=options.gpu_layers, verbose=False,
+        **how,
+    )  # fmt: skip
+    if options.tokens:
+        tokens = options.tokens
+    else:
+        vocabulary = llama_cpp.Llama(options.model, vocab_only=True, verbose=False)
+        tokens = vocabulary.tokenize(options.prompt.encode())
+    llama = load(len(tokens) + options.new + 1)
+    if bad := [token for token in tokens if token >= llama.n_vocab()]:
+        raise ValueError(f"token id {bad[0]} is none of this model's {llama.n_vocab()}")
+    recorder = Recorder(llama, options.output, **_cli.selection(options))
+    recorder.prompt, recorder.new = len(tokens), options.new
+    made: list[int] = []
+    stops = set(_stop_ids(llama))
+    with recorder:
+        if options.prompt is not None:
+            recorder.session.guard(lambda: recorder.session.writer.update(prompt=options.prompt))
+        llama.eval(tokens)
+        while len(made) < options.new:
+            made.append(int(llama.sample(temp=0.0)))
+            if len(made) == options.new or made[-1] in stops:
+                break
+            llama.eval(made[-1:])
+    return _cli.Run(recorder, made, llama.detokenize(made).decode(errors="replace"))
+
+
+def _main() -> None:
+    options = _cli.parser("llama_cpp", "Runs a GGUF file with llama.cpp and records it.", "a GGUF file")
+    options.add_argument("--flash", action="store_true", help="flash attention: no scores and no probabilities are shown")
+    options.add_argument("--threads", type=int, help="threads (default: llama.cpp's)")
+    options.add_argument("--gpu-layers", type=int, default=0, help="layers on the GPU, -1 for all (default 0)")
+    _cli.main(_run, options)
+
+
+if __name__ == "__main__":
+    _main()

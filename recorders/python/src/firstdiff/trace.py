@@ -13,8 +13,10 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping, Sequence, Union
 
@@ -25,6 +27,9 @@ FORMAT = "firstdiff.trace/1"
 # safetensors dtype -> bytes per element
 _SIZES = {"F64": 8, "I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2}
 _FROM_NUMPY = {"float64": "F64", "int64": "I64", "int32": "I32", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# the same by dtype, in this machine's order of bytes: asking numpy for a name takes longer than writing a small tensor
+_NATIVE = {np.dtype(name): kind for name, kind in _FROM_NUMPY.items() if name != "bfloat16" and sys.byteorder == "little"}
+_BUFFER = 1 << 20
 _STEP_FILE = re.compile(r"step-\d{6,}\.safetensors")
 _TEMPORARY = re.compile(r"(\.\d+-\d+)?\.tmp$")  # process and thread, which another writer does not share
 _RESERVED = {"token_ids", "positions", "sequence", "sampled"}
@@ -48,6 +53,8 @@ Array = Union[np.ndarray, Raw]
 
 def _tensor(name: str, value: Array) -> tuple[str, tuple[int, ...], memoryview]:
     """dtype, shape and little-endian bytes of one tensor."""
+    if type(value) is np.ndarray and value.size and value.flags.c_contiguous and value.dtype in _NATIVE:
+        return _NATIVE[value.dtype], value.shape, memoryview(value).cast("B")  # nearly all of them
     if isinstance(value, Raw):
         dtype, shape, view = value.dtype, tuple(int(n) for n in value.shape), memoryview(value.data)
     else:
@@ -77,22 +84,29 @@ def write_safetensors(path: Union[str, os.PathLike], tensors: Mapping[str, Array
     ready = {name: _tensor(name, value) for name, value in tensors.items()}
     # widest elements first, so that each tensor is aligned to its own element
     order = sorted(ready, key=lambda name: (-_SIZES[ready[name][0]], name))
-    header: dict[str, Any] = {}
+    entries = []
     offset = 0
     for name in order:
         dtype, shape, view = ready[name]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + view.nbytes]}
-        offset += view.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+        end = offset + view.nbytes
+        sizes = ",".join(map(str, shape))
+        entries.append(f'{_quoted(name)}:{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{offset},{end}]}}')
+        offset = end
+    text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
     _write_whole(Path(path), [len(text).to_bytes(8, "little"), text, *(ready[name][2] for name in order)])
     return 8 + len(text) + offset
 
 
+@lru_cache(maxsize=1 << 16)
+def _quoted(name: str) -> str:
+    return json.dumps(name)
+
+
 def _write_whole(path: Path, parts: Sequence[Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", _BUFFER) as file:
             for part in parts:
                 file.write(part)
         os.replace(temporary, path)

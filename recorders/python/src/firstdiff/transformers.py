@@ -5,6 +5,8 @@
     with firstdiff.transformers.record(model, "my.trace"):
         model.generate(**inputs, max_new_tokens=16)      # or model(...), with any cache, in any chunks
 
+    python -m firstdiff.transformers MODEL --prompt "Once upon a time" -o my.trace
+
 Every tensor is copied the moment the model produces it, so a buffer that is overwritten later is still seen as it was.
 Only what the model holds is recorded: sdpa shows no scores and no probabilities. Outputs are bit for bit the same with
 recording on. A failure of the recorder is warned about once and ends the recording, never the model's run.
@@ -24,14 +26,17 @@ import re
 import threading
 from typing import Any, Callable, Iterable, Optional, Union
 
-import torch
-from torch import nn
+from . import _cli
 
-from . import _cache, _deepseek_v4
-from ._attention import ProductWatcher, ScoreWatcher, watch
-from ._describe import DTYPES, describe, sampling, sizes
-from ._forward import Forward, by_name, is_one_sequence, read_call, rows_of
-from ._generate import Generation, Turn, setting
+with _cli.needs("transformers", __name__ == "__main__"):
+    import torch
+    from torch import nn
+
+    from . import _cache, _deepseek_v4
+    from ._attention import ProductWatcher, ScoreWatcher, watch
+    from ._describe import DTYPES, describe, sampling, sizes
+    from ._forward import Forward, by_name, is_one_sequence, read_call, rows_of
+    from ._generate import Generation, Turn, setting
 from ._recorder import BaseRecorder
 from ._selection import Numbers
 from ._session import RecorderWarning, Refused, Step
@@ -520,3 +525,44 @@ def _array(value: torch.Tensor) -> Union[Array, Raw]:
     if value.dtype == torch.bfloat16:
         return Raw(value.view(torch.int16).numpy(), "BF16", tuple(value.shape))
     return value.numpy()
+
+
+# ---- python -m firstdiff.transformers ------------------------------------------------------------------------------
+
+
+def _run(options: Any) -> "_cli.Run":
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = _cli.existing(options.model)
+    how = {"attn_implementation": options.attention} if options.attention else {}
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=options.dtype or "auto", **how).eval().to(options.device)
+    tokenizer = None if options.tokens else AutoTokenizer.from_pretrained(name)
+    tokens = options.tokens or tokenizer(options.prompt)["input_ids"]
+    if bad := [token for token in tokens if token >= model.config.vocab_size]:
+        raise ValueError(f"token id {bad[0]} is none of this model's {model.config.vocab_size}")
+    ids = torch.tensor([tokens], device=options.device)
+    recorder = Recorder(model, options.output, tokenizer=tokenizer, **_cli.selection(options))
+    recorder.prompt, recorder.new = len(tokens), options.new
+    with recorder, torch.no_grad():
+        if options.new:
+            mask = torch.ones_like(ids)
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=options.new, do_sample=False, num_beams=1)[0]
+        else:
+            out = ids[0]
+            model(ids)
+    made = out[len(tokens) :].tolist()
+    return _cli.Run(recorder, made, tokenizer.decode(made) if tokenizer else None)
+
+
+def _main() -> None:
+    options = _cli.parser(
+        "transformers", "Runs a model with Hugging Face transformers and records it.",
+        "a folder with config.json and safetensors, or a name on the hub", dtypes=True,
+    )  # fmt: skip
+    options.add_argument("--attention", choices=("eager", "sdpa"), help="attention implementation; eager shows scores, too")
+    options.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
+    _cli.main(_run, options)
+
+
+if __name__ == "__main__":
+    _main()
