@@ -1,4 +1,4 @@
-"""Runs OpenVINO on tiny random models and records what it computes.
+"""Runs OpenVINO on tiny random models and records what it computes, with `firstdiff.onnx`.
 
     python record_openvino.py OUT [--match TEXT]
 
@@ -10,48 +10,41 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Optional
 
-import numpy as np
-import onnx
 import openvino
 from checkpoints import Tiny, small
-from onnx_graph import export, generate, show, taps
-from output import Run, arguments, run_all
-
-_NUMPY = {"f32": np.float32, "f16": np.float16}
+from onnx_graph import Fault, marked, rope_base
+from onnx_graph import run as run_engine
+from output import Run, arguments, command, run_all
 
 
 def run(
-    out: Path, name: str, tiny: Tiny, precision: str = "", attention: str = "eager", **lengths: int
+    out: Path,
+    name: str,
+    tiny: Tiny,
+    precision: str = "",
+    attention: str = "eager",
+    fault: Optional[Fault] = None,
+    **lengths: int,
 ) -> None:
     one = Run(out, name)
-    tiny.write(one.model)
     with tempfile.TemporaryDirectory() as scratch:
-        plain, marked = Path(scratch) / "plain.onnx", Path(scratch) / "marked.onnx"
-        export(tiny, one.model, plain, attention)
-        where = taps(onnx.load(str(plain), load_external_data=False).graph)
-        show(plain, marked, list(where.values()))
+        file, where = marked(tiny, one, Path(scratch), attention, fault=fault)
         core = openvino.Core()
         settings = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-        compiled = core.compile_model(core.read_model(str(marked)), "CPU", settings)
-
-        def call(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            results = compiled(dict(inputs))
-            return {alias: np.array(results[output]) for output in compiled.outputs for alias in output.names}
-
+        compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
         taken = str(compiled.get_property("INFERENCE_PRECISION_HINT"))
-        writer = one.writer(
-            "openvino",
-            openvino.__version__,
-            model={"family": tiny.family},
-            environment={"torch": version("torch"), "precision": taken, "attention": attention},
-        )
-        generate(tiny, call, where, writer, np.dtype(_NUMPY[tiny.stored]), **lengths)
+        run_engine(one, tiny, compiled, where, **lengths)
     if "f32" in taken or "float32" in taken:
         one.declare({"activations": "f32"})
+
+
+def of_command(out: Path, name: str, tiny: Tiny) -> None:
+    """`python -m firstdiff.onnx --engine openvino`, which exports the checkpoint by itself."""
+    one = Run(out, name)
+    command("onnx", tiny.write(one.model), tiny, one, "--engine", "openvino")
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -61,12 +54,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "openvino-hint-bf16-llama": {"tiny": Tiny("llama", "f32", hidden=128), "precision": "bf16"},
     "openvino-hint-bf16-small": {"tiny": small("f32", hidden=32), "precision": "bf16", "length": 5, "decoded": 1},
     "openvino-hint-f16-llama": {"tiny": Tiny("llama", "f32", hidden=128), "precision": "f16"},
+    "openvino-planted-rope-llama": {
+        "tiny": Tiny("llama", "f32", hidden=128),
+        "fault": (rope_base, "layers.0.q_rope"),
+    },
+    "openvino-command-qwen3": {"tiny": Tiny("qwen3", "f32", hidden=64), "run": of_command},
 }
 
 
 def main() -> None:
     args = arguments(__doc__).parse_args()
-    run_all(RUNS, args.match, functools.partial(run, args.out))
+    run_all(RUNS, args.match, functools.partial(run, args.out), args.out)
 
 
 if __name__ == "__main__":
