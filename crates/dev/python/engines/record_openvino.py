@@ -38,7 +38,8 @@ def run(
         taken = str(compiled.get_property("INFERENCE_PRECISION_HINT"))
         run_engine(one, tiny, compiled, where, **lengths)
     if "f32" in taken or "float32" in taken:
-        one.declare({"activations": "f32"})
+        # an output of a graph in f16 is f16, whatever it was computed in
+        one.declare({"activations": "f32"} if tiny.stored == "f32" else {"activations": tiny.stored, "read": "unrounded"})
 
 
 def of_command(out: Path, name: str, tiny: Tiny) -> None:
