@@ -27,7 +27,7 @@ def fingerprint(model: Any) -> Optional[str]:
     if folder is None:
         return None
     nested = "text_config" in json.loads((folder / "config.json").read_bytes())
-    tensors = {}
+    tensors: dict[str, tuple[Path, int, dict]] = {}
     for file in _weight_files(folder):
         tensors.update(_read_header(file, nested))
     if not _holds(model, tensors):

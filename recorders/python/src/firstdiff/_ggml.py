@@ -65,22 +65,14 @@ def check_layout(pointer: Optional[int] = None) -> None:
         )
 
 
-class Identity(ctypes.Array):
-    """What is the same where a tensor at an address is the same operation, on the same inputs, under the same name."""
-
-    _type_ = ctypes.c_char
-    _length_ = Tensor.name.offset + 64 - Tensor.op.offset
-
-    @classmethod
-    def of(cls, pointer: int) -> "Identity":
-        return cls.from_address(pointer + Tensor.op.offset)
+# from what a tensor's operation is to its name: the same where it is the same operation, on the same inputs
+_IDENTITY: Any = ctypes.c_char * (Tensor.name.offset + 64 - Tensor.op.offset)
+_LAYOUT: Any = ctypes.c_char * ctypes.sizeof(Tensor)  # where it lies in memory, too
 
 
-class _Layout(ctypes.Array):
-    """All that is known of a tensor, where it lies included."""
-
-    _type_ = ctypes.c_char
-    _length_ = ctypes.sizeof(Tensor)
+def identity(pointer: int) -> Any:
+    """A view, whose `raw` is the same for as long as the tensor at this address computes the same from the same."""
+    return _IDENTITY.from_address(pointer + Tensor.op.offset)
 
 
 def sources(pointer: int) -> tuple[int, int, int]:
@@ -110,7 +102,7 @@ class Reader:
     """Reads tensors by their addresses. How one lies in memory is worked out once, for as long as it lies so."""
 
     def __init__(self) -> None:
-        self._views: dict[int, tuple[_Layout, bytes, np.ndarray]] = {}
+        self._views: dict[int, tuple[Any, bytes, np.ndarray]] = {}
 
     def read(self, pointer: int) -> np.ndarray:
         """The elements with axes in C order (ggml's first axis last), always four of them.
@@ -134,7 +126,7 @@ class Reader:
             _tensor_get(pointer, raw, 0, size)
         view = np.ndarray(tuple(tensor.ne)[::-1], _NUMPY[name], raw, 0, tuple(tensor.nb)[::-1])
         if in_host:
-            layout = _Layout.from_address(pointer)
+            layout = _LAYOUT.from_address(pointer)
             self._views[pointer] = layout, layout.raw, view
         return view
 

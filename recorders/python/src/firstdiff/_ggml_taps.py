@@ -124,7 +124,7 @@ def _by_weight(operation: str, name: str, kind: str) -> Optional[str]:
 class Shown(NamedTuple):
     """A node of the graph as it was first met: valid for as long as its `tensor` still has the `identity` that it had then."""
 
-    tensor: _ggml.Identity
+    tensor: Any
     identity: bytes
     node: Optional[Node]
     wanted: bool  # whether one of its taps is
@@ -140,7 +140,7 @@ def look(pointer: int, wants: Callable[[str], bool], weights: dict[int, set[str]
     if operation.startswith("MUL_MAT") and names[0].endswith(".weight"):
         weight = _ggml.Tensor.from_address(sources[0])
         weights.setdefault(weight.type, set()).add(_ggml.buffer_name(weight))
-    node, now = classify(operation, tensor.name.decode(), *names), _ggml.Identity.of(pointer)
+    node, now = classify(operation, tensor.name.decode(), *names), _ggml.identity(pointer)
     return Shown(now, now.raw, node, node is not None and any(map(wants, node.taps)), pointer, sources)
 
 
@@ -148,7 +148,12 @@ class Evaluation:
     """One evaluation of the graph: what was taken from its nodes so far."""
 
     def __init__(
-        self, wants: Callable[[str], bool], session: Session, cell_of: dict[int, int], read: Callable[[int], np.ndarray]
+        self,
+        wants: Callable[[str], bool],
+        session: Session,
+        cell_of: dict[int, int],
+        read: Callable[[int], np.ndarray],
+        interleaved_heads: Optional[int],
     ) -> None:
         self.token_ids: Optional[np.ndarray] = None
         self.positions: Optional[np.ndarray] = None
@@ -157,6 +162,7 @@ class Evaluation:
         self._session = session
         self._cell_of = cell_of  # position -> cell of the KV cache; outlives the step
         self._read = read
+        self._interleaved = interleaved_heads  # channels of a head, where rotary pairs lie side by side
         self._new_cells: Optional[np.ndarray] = None
         self._out_rows: Optional[np.ndarray] = None
         self._visible: Union[np.ndarray, slice, None] = None
@@ -168,7 +174,8 @@ class Evaluation:
 
     def _keep(self, tap: str, value: np.ndarray) -> None:
         if self._wants(tap):
-            self.taps[tap] = value.copy()
+            turned = self._interleaved is not None and tap.endswith(("q_rope", "k_rope", "k_cache"))
+            self.taps[tap] = _half_split(value) if turned else value.copy()
 
     def _flat(self, pointer: int) -> np.ndarray:
         return np.array(self._read(pointer), copy=True).reshape(-1).astype(np.int64)
@@ -185,7 +192,12 @@ class Evaluation:
         if self._wants(tap):
             value = self._read(shown.address)[0]
             in_heads = value.shape[0] != 1 or tap.endswith(("q_norm", "k_norm"))
-            self.taps[tap] = value.copy() if in_heads else value[0].copy()
+            if not in_heads:
+                value = value[0]
+            if self._interleaved is not None and tap.endswith(("q_proj", "k_proj")):
+                self.taps[tap] = _half_split(value.reshape(len(value), -1, self._interleaved)).reshape(value.shape)
+            else:
+                self.taps[tap] = value.copy()
         if input_tap is not None and self._wants(input_tap):
             self.taps[input_tap] = self._read(shown.sources[1])[0, 0].copy()
 
@@ -261,8 +273,8 @@ class Evaluation:
 
     # ---- the end of the evaluation ----------------------------------------------------------------------------
 
-    def finish(self, heads: int, head_size: int, interleaved: bool) -> dict[str, Any]:
-        """The taps in the trace's shapes and in the order of rows that the model's own checkpoint has."""
+    def finish(self, heads: int) -> dict[str, Any]:
+        """The taps in the trace's shapes."""
         if self._new_cells is not None:
             self.visible_cells()  # also where nothing was read from them: a later step's keys lie in them
         rows = len(self.token_ids)
@@ -280,17 +292,12 @@ class Evaluation:
                     continue
             if last == "attn_heads":
                 value = value.reshape(rows, heads, -1)
-            if interleaved and last in ("q_rope", "k_rope", "k_cache"):
-                value = _half_split(value)
             taps[tap] = value
-        if interleaved:
-            for tap in [tap for tap in taps if tap.endswith(("q_proj", "k_proj"))]:
-                taps[tap] = _half_split(taps[tap].reshape(rows, -1, head_size)).reshape(rows, -1)
         return taps
 
 
 def _half_split(value: np.ndarray) -> np.ndarray:
-    """Undoes the row order of llama files, per head: stored row 2i+s is row s·(D/2)+i of the checkpoint."""
+    """A copy in the order of rows that the checkpoint has: a llama file's row 2i+s of a head is row s·(D/2)+i of it."""
     size = value.shape[-1]
     pairs = value.reshape(*value.shape[:-1], size // 2, 2)
-    return np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(value.shape)
+    return np.array(pairs.swapaxes(-1, -2), order="C", copy=True).reshape(value.shape)

@@ -224,7 +224,8 @@ class Recorder(StepRecorder):
                 return
             self._wanted = self.selection.wants_step(number)
             wants = self.wants if self._wanted else _nothing
-            now = Evaluation(wants, self.session, self._cell_of, self._reader.read)
+            interleaved = self._head_size if self._interleaved else None
+            now = Evaluation(wants, self.session, self._cell_of, self._reader.read, interleaved)
             now.take(shown)
             now.positions = self._positions(now.token_ids)
             self._now = now
@@ -269,7 +270,7 @@ class Recorder(StepRecorder):
                 now.token_ids.tolist(),
                 now.positions.tolist(),
                 [sequence] * len(now.token_ids) if sequence else None,
-                taps=now.finish(self._heads, self._head_size, self._interleaved),
+                taps=now.finish(self._heads),
             )
         )
 

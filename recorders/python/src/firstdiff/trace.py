@@ -18,7 +18,7 @@ import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Mapping, Sequence, Union
+from typing import Any, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Raw:
 
 
 Array = Union[np.ndarray, Raw]
+Integers = Union[Sequence[int], np.ndarray]
 
 
 def _tensor(name: str, value: Array) -> tuple[str, tuple[int, ...], memoryview]:
@@ -153,12 +154,12 @@ class Writer:
 
     def step(
         self,
-        token_ids: Sequence[int],
+        token_ids: Integers,
         taps: Mapping[str, Array],
         *,
-        positions: Union[Sequence[int], None] = None,
-        sequence: Union[Sequence[int], None] = None,
-        sampled: Union[int, Sequence[int], None] = None,
+        positions: Optional[Integers] = None,
+        sequence: Optional[Integers] = None,
+        sampled: Union[int, Integers, None] = None,
     ) -> Path:
         """Writes the next step and returns its file.
 
@@ -167,7 +168,7 @@ class Writer:
         """
         if self._closed:
             raise ValueError(f"the trace {self.path} is closed")
-        tensors: dict[str, Array] = {"token_ids": _integers("token_ids", token_ids)}
+        tensors: dict[str, np.ndarray] = {"token_ids": _integers("token_ids", token_ids)}
         rows = tensors["token_ids"].shape[0]
         for name, values in (("positions", positions), ("sequence", sequence)):
             if values is not None:
@@ -213,7 +214,7 @@ class Writer:
         self.close(complete=kind is None)
 
 
-def _integers(name: str, values: Sequence[int]) -> np.ndarray:
+def _integers(name: str, values: Integers) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"{name} must be a list of integers, not {array.dtype} of shape {list(array.shape)}")
