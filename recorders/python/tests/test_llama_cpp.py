@@ -6,6 +6,7 @@ from ggml_arithmetic import Model, check_steps
 from llama_cpp import Llama
 
 import firstdiff.llama_cpp as recorder
+from firstdiff import _ggml_taps
 from firstdiff.llama_cpp import RecorderWarning, record
 
 RESERVED = {"token_ids", "positions", "sequence", "sampled"}
@@ -249,3 +250,38 @@ def test_a_library_with_another_tensor_layout_is_refused_before_anything_runs(tm
     with pytest.raises(TypeError, match="llama, qwen2, qwen3"):
         with record(llama, tmp_path / "t"):
             pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize(
+    "node, kind, taps",
+    [
+        (("MUL_MAT", "Qcur-3", "blk.3.attn_q.weight", "attn_norm-3"), "heads_in_rows", "q_proj"),
+        (("ADD", "Qcur-3", "Qcur-3", "blk.3.attn_q.bias"), "heads_in_rows", "q_proj"),
+        (("MUL", "Qcur_normed-3", "norm-3", "blk.3.attn_q_norm.weight"), "heads", "q_norm"),
+        (("ROPE", "Qcur-3", "Qcur-3 (view)", "inp_pos"), "rotated", "q_rope"),
+        (("MUL_MAT", "attn_out-3", "blk.3.attn_output.weight", "kqv_out-3"), "rows", "attn_out attn_heads"),
+        (("MUL_MAT", "ffn_out-3", "blk.3.ffn_down.weight", "ffn_swiglu-3"), "rows", "mlp_out mlp_act"),
+        (("MUL", "ffn_norm-3", "norm-3", "blk.3.ffn_norm.weight"), "rows", "mlp_norm"),
+        (("MUL", "attn_post_norm-3", "norm-3", "blk.3.post_attention_norm.weight"), "rows", "attn_post_norm"),
+        (("ADD", "l_out-3", "ffn_out-3", "ffn_inp-3"), "rows", "out"),
+        (("ADD", "sa_out-3", "attn_post_norm-3", "l_out-2"), "rows", "attn_resid"),
+        (("SOFT_MAX", "kq_soft_max-3", "kq-3", "KQ_mask"), "softmax", "attn_probs attn_scores"),
+        (("MUL_MAT", "ffn_moe_logits-3", "blk.3.ffn_gate_inp.weight", "ffn_norm-3"), "rows", "router_logits"),
+        (("SOFT_MAX", "ffn_moe_probs-3", "ffn_moe_logits-3", ""), "rows", "router_scores"),
+        (("VIEW", "ffn_moe_topk-3", "ffn_moe_argsort-3", ""), "rows", "router_topk"),
+        (("DIV", "ffn_moe_weights_norm-3", "a", "b"), "rows", "router_weights"),
+        (("ADD", "ffn_moe_out-3", "a", "b"), "rows", "experts_out"),
+        # nodes that bear a tap's name and are another operation's
+        (("RESHAPE", "Qcur-3", "Qcur-3", ""), None, ""),
+        (("RMS_NORM", "attn_norm-3", "l_out-2", ""), None, ""),
+        (("MUL_MAT_ID", "ffn_moe_gate-3", "blk.3.ffn_gate_exps.weight", "a"), None, ""),
+        (("ADD", "ffn_out-3", "a", "b"), None, ""),
+    ],
+)
+def test_a_node_is_told_by_its_operation_its_weight_and_its_name(node, kind, taps):
+    found = _ggml_taps.classify(*node)
+    if kind is None:
+        assert found is None
+    else:
+        assert found == (kind, tuple(f"layers.3.{tap}" for tap in taps.split()))
+        assert kind in _ggml_taps._TAKES

@@ -71,14 +71,12 @@ def classify(operation: str, name: str, first: str, second: str) -> Optional[Nod
         tap = _by_weight("MUL_MAT", first, "weight")
         if tap:
             given = INPUT_OF.get(split(tap)[1])
-            return Node("rows", (tap, tap.rsplit(".", 1)[0] + "." + given) if given else (tap,))
+            return Node(_rows_kind(tap), (tap, tap.rsplit(".", 1)[0] + "." + given) if given else (tap,))
     if operation == "ADD" and (tap := _by_weight("MUL_MAT", second, "bias")):
-        return Node("rows", (tap,))
+        return Node(_rows_kind(tap), (tap,))
     if operation == "MUL":
         tap = "final_norm" if second == "output_norm.weight" else _by_weight("MUL", second, "weight")
-        return Node("rows", (tap,)) if tap else None
-    if operation == "MUL_MAT_ID":
-        return Node("multiplied") if _WEIGHT.fullmatch(first) else None
+        return Node(_rows_kind(tap), (tap,)) if tap else None
     if tap := _by_name(operation, name):
         layer, own = split(tap)
         if own == "attn_probs":
@@ -109,6 +107,12 @@ def recorded(architecture: str) -> list[str]:
     return sorted((names | {"embed", "k_cache", "v_cache", "attn_scores", "final_norm", "logits"}) - absent)
 
 
+def _rows_kind(tap: str) -> str:
+    """What its rows are: channels, heads, or heads side by side whose rotary pairs may be in another order."""
+    own = split(tap)[1]
+    return "heads" if own in ("q_norm", "k_norm") else "heads_in_rows" if own in ("q_proj", "k_proj") else "rows"
+
+
 def _by_name(operation: str, name: str) -> Optional[str]:
     named = _NAMED.fullmatch(name)
     tap = tap_of(named[1], int(named[2])) if named else None
@@ -127,7 +131,8 @@ class Shown(NamedTuple):
     tensor: Any
     identity: bytes
     node: Optional[Node]
-    wanted: bool  # whether one of its taps is
+    asked: Optional[bool]  # whether one of its taps is wanted; None where that is not all that decides
+    taps: tuple[Optional[str], ...]  # None for one that is not wanted
     address: int
     sources: tuple[int, int, int]
 
@@ -141,7 +146,9 @@ def look(pointer: int, wants: Callable[[str], bool], weights: dict[int, set[str]
         weight = _ggml.Tensor.from_address(sources[0])
         weights.setdefault(weight.type, set()).add(_ggml.buffer_name(weight))
     node, now = classify(operation, tensor.name.decode(), *names), _ggml.identity(pointer)
-    return Shown(now, now.raw, node, node is not None and any(map(wants, node.taps)), pointer, sources)
+    taps = () if node is None else tuple(tap if wants(tap) else None for tap in node.taps)
+    asked = any(taps) if node is None or (node.taps and node.kind != "tokens") else None
+    return Shown(now, now.raw, node, asked, taps, pointer, sources)
 
 
 class Evaluation:
@@ -149,7 +156,7 @@ class Evaluation:
 
     def __init__(
         self,
-        wants: Callable[[str], bool],
+        wanted: bool,
         session: Session,
         cell_of: dict[int, int],
         read: Callable[[int], np.ndarray],
@@ -158,7 +165,7 @@ class Evaluation:
         self.token_ids: Optional[np.ndarray] = None
         self.positions: Optional[np.ndarray] = None
         self.taps: dict[str, np.ndarray] = {}
-        self._wants = wants
+        self._wanted = wanted  # whether anything but tokens is recorded
         self._session = session
         self._cell_of = cell_of  # position -> cell of the KV cache; outlives the step
         self._read = read
@@ -168,38 +175,42 @@ class Evaluation:
         self._visible: Union[np.ndarray, slice, None] = None
 
     def take(self, shown: Shown) -> None:
-        getattr(self, "_" + shown.node.kind)(shown, *shown.node.taps)
+        _TAKES[shown.node.kind](self, shown, *shown.taps)
 
     # ---- nodes ------------------------------------------------------------------------------------------------
 
-    def _keep(self, tap: str, value: np.ndarray) -> None:
-        if self._wants(tap):
+    def _keep(self, tap: Optional[str], value: np.ndarray) -> None:
+        if tap is not None:
             turned = self._interleaved is not None and tap.endswith(("q_rope", "k_rope", "k_cache"))
             self.taps[tap] = _half_split(value) if turned else value.copy()
 
     def _flat(self, pointer: int) -> np.ndarray:
         return np.array(self._read(pointer), copy=True).reshape(-1).astype(np.int64)
 
-    def _tokens(self, shown: Shown, tap: str) -> None:
+    def _tokens(self, shown: Shown, tap: Optional[str]) -> None:
         self.token_ids = self._flat(shown.sources[1])
-        if self._wants(tap):
+        if self._wanted and tap is not None:
             self._keep(tap, self._read(shown.address)[0, 0])
 
     def _kept_rows(self, shown: Shown) -> None:
         self._out_rows = self._flat(shown.sources[1])
 
-    def _rows(self, shown: Shown, tap: str, input_tap: Optional[str] = None) -> None:
-        if self._wants(tap):
+    def _rows(self, shown: Shown, tap: Optional[str], input_tap: Optional[str] = None) -> None:
+        if tap is not None:
             value = self._read(shown.address)[0]
-            in_heads = value.shape[0] != 1 or tap.endswith(("q_norm", "k_norm"))
-            if not in_heads:
-                value = value[0]
-            if self._interleaved is not None and tap.endswith(("q_proj", "k_proj")):
-                self.taps[tap] = _half_split(value.reshape(len(value), -1, self._interleaved)).reshape(value.shape)
-            else:
-                self.taps[tap] = value.copy()
-        if input_tap is not None and self._wants(input_tap):
+            self.taps[tap] = value[0].copy() if value.shape[0] == 1 else value.copy()
+        if input_tap is not None:
             self.taps[input_tap] = self._read(shown.sources[1])[0, 0].copy()
+
+    def _heads(self, shown: Shown, tap: Optional[str]) -> None:
+        self._keep(tap, self._read(shown.address)[0])
+
+    def _heads_in_rows(self, shown: Shown, tap: str) -> None:
+        value = self._read(shown.address)[0, 0]
+        if self._interleaved is None:
+            self.taps[tap] = value.copy()
+        else:
+            self.taps[tap] = _half_split(value.reshape(len(value), -1, self._interleaved)).reshape(value.shape)
 
     def _rotated(self, shown: Shown, tap: str) -> None:
         self._keep(tap, self._read(shown.address)[0])
@@ -211,18 +222,18 @@ class Evaluation:
             self._visible = np.array([], np.int64)
         self._new_cells = cells
 
-    def _scores(self, shown: Shown, tap: str, key_tap: str) -> None:
+    def _scores(self, shown: Shown, tap: Optional[str], key_tap: Optional[str]) -> None:
         self._cache(key_tap, shown.sources[0])
-        if self._wants(tap) and (cells := self.visible_cells()) is not None:
+        if tap is not None and (cells := self.visible_cells()) is not None:
             # unscaled as yet; copied now because the softmax may be computed in place
             self._keep(tap, self._read(shown.address)[0][:, :, cells])
 
-    def _softmax(self, shown: Shown, tap: str, score_tap: str) -> None:
+    def _softmax(self, shown: Shown, tap: Optional[str], score_tap: Optional[str]) -> None:
         cells = self.visible_cells()
         if cells is None:
             return
         self._keep(tap, self._read(shown.address)[0][:, :, cells])
-        if score_tap in self.taps:
+        if score_tap is not None and score_tap in self.taps:
             first = _ggml.Tensor.from_address(shown.address).op_params[0]
             scale = float(np.array(first, np.int32).view(np.float32))
             if scale > 0 and math.frexp(scale)[0] == 0.5:
@@ -232,15 +243,15 @@ class Evaluation:
                 del self.taps[score_tap]
                 self._session.note(f"attn_scores left out: llama.cpp holds them unscaled, and {scale} is inexact")
 
-    def _values(self, shown: Shown, tap: str) -> None:
+    def _values(self, shown: Shown, tap: Optional[str]) -> None:
         self._cache(tap, shown.sources[0], transposed=True)
 
-    def _flash(self, shown: Shown, key_tap: str, value_tap: str) -> None:
+    def _flash(self, shown: Shown, key_tap: Optional[str], value_tap: Optional[str]) -> None:
         self._cache(key_tap, shown.sources[1])
         self._cache(value_tap, shown.sources[2])
 
-    def _cache(self, tap: str, pointer: int, transposed: bool = False) -> None:
-        if not self._wants(tap) or (cells := self.visible_cells()) is None:
+    def _cache(self, tap: Optional[str], pointer: int, transposed: bool = False) -> None:
+        if tap is None or (cells := self.visible_cells()) is None:
             return
         name = _ggml.type_name(_ggml.Tensor.from_address(pointer).type)
         if name not in ("f16", "f32"):
@@ -294,6 +305,9 @@ class Evaluation:
                 value = value.reshape(rows, heads, -1)
             taps[tap] = value
         return taps
+
+
+_TAKES = {name[1:]: method for name, method in vars(Evaluation).items() if name.startswith("_") and callable(method)}
 
 
 def _half_split(value: np.ndarray) -> np.ndarray:

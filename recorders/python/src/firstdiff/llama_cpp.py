@@ -182,11 +182,15 @@ class Recorder(StepRecorder):
         try:
             shown = self._shown.get(pointer)
             if not ask:
-                self._show(shown)
+                if self._now is not None and shown.asked:
+                    self._now.take(shown)
+                else:
+                    self._show(shown)
                 return True
             if shown is None or shown.tensor.raw != shown.identity:
                 shown = self._look(pointer)
-            return shown.node is not None and self._asks(shown)
+            asked = shown.asked
+            return self._asks(shown) if asked is None else asked and self._wanted
         except Exception as error:
             self.session.fail(error)
         except BaseException as error:  # an interrupt: an exception cannot pass through C, it is raised after decode
@@ -203,7 +207,7 @@ class Recorder(StepRecorder):
 
     def _asks(self, shown: Shown) -> bool:
         """Whether a node must be shown. Each one that is cuts the graph, so that nothing is fused across it."""
-        kind, taps = shown.node
+        kind = shown.node.kind
         if kind == "tokens":
             self._cells_asked.clear()  # a graph begins
             return True
@@ -212,7 +216,7 @@ class Recorder(StepRecorder):
             asked = not self._needs_cells or shown.sources[1] in self._cells_asked
             self._cells_asked.add(shown.sources[1])
             return not asked
-        return not taps or (self._wanted and shown.wanted)
+        return True  # which rows go on, and no tap of its own
 
     def _show(self, shown: Shown) -> None:
         if shown.node.kind == "tokens":
@@ -223,9 +227,8 @@ class Recorder(StepRecorder):
                 self.session.finish()
                 return
             self._wanted = self.selection.wants_step(number)
-            wants = self.wants if self._wanted else _nothing
             interleaved = self._head_size if self._interleaved else None
-            now = Evaluation(wants, self.session, self._cell_of, self._reader.read, interleaved)
+            now = Evaluation(self._wanted, self.session, self._cell_of, self._reader.read, interleaved)
             now.take(shown)
             now.positions = self._positions(now.token_ids)
             self._now = now
@@ -284,10 +287,6 @@ class Recorder(StepRecorder):
         self._arithmetic(matmul_input_types={name: kind for name, kind in names.items() if kind})
         held = {_ggml.type_name(kind): sorted(buffers) for kind, buffers in sorted(self._weights.items())}
         self.session.writer.update_nested("environment", {"weight_buffers": held})
-
-
-def _nothing(_tap: str) -> bool:
-    return False
 
 
 def _describe(llama: Any, architecture: str) -> dict[str, Any]:
